@@ -1,0 +1,1 @@
+"""Weight decomposition of fine-tuned checkpoints into magnitude and direction."""
