@@ -1,0 +1,212 @@
+"""The loop and what it writes: adapters for PEFT, full models for transformers."""
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModel, BertConfig, BertModel
+
+from wdecomp.errors import TrainingError
+from wdecomp.train import Settings, adapt, export, save_adapter, save_full, train
+from wdecomp.train.loop import lr_factor
+
+METHODS = pytest.mark.parametrize("method", ["full", "lora", "dora"])
+ADAPTERS = pytest.mark.parametrize("method", ["lora", "dora"])
+PEFT_READS_AN_OLD_NAME = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+QUERY = "encoder.layer.1.attention.self.query"
+# A float32 sum of a few terms in another order, for weights of about 0.1.
+ROUNDING = {"rtol": 1e-6, "atol": 1e-7}
+
+
+def tiny_bert() -> BertModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+    config = BertConfig(vocab_size=50, num_attention_heads=2, **sizes)
+    return BertModel(config, add_pooling_layer=False).eval()
+
+
+def settings(method: str, **changes: Any) -> Settings:
+    given = {"lr": 0.01, "steps": 4, "save_steps": (2, 4), "targets": ("query", "dense")}
+    given |= {"rank": 3, "alpha": 7, "base_name": "base", "progress": False}
+    return Settings(method=method, **(given | changes))
+
+
+def batches() -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    while True:
+        yield torch.randint(0, 50, (4, 6), generator=generator)
+
+
+def spread(model: BertModel, ids: Tensor) -> Tensor:
+    return (model(ids).last_hidden_state[..., :5] - 1).square().mean()
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*.*")
+    }
+
+
+@ADAPTERS
+@PEFT_READS_AN_OLD_NAME
+def test_saved_adapter_loads_in_peft_and_merges_to_our_weights(tmp_path: Path, method: str) -> None:
+    model = tiny_bert()
+    base = copy.deepcopy(model)
+    train(model, batches(), spread, settings(method), tmp_path)
+    peft = PeftModel.from_pretrained(base, tmp_path / "checkpoint-4").merge_and_unload()
+    adapters = [(n, m) for n, m in model.named_modules() if hasattr(m, "lora_A")]
+    assert len(adapters) == 2 * 4
+    for name, adapter in adapters:
+        theirs = peft.get_submodule(name).weight.data
+        torch.testing.assert_close(adapter.merged(), theirs, **ROUNDING)
+        assert not torch.equal(theirs, adapter.base.weight.data)
+
+
+def test_adapter_files_have_pefts_names_and_our_settings(tmp_path: Path) -> None:
+    model = tiny_bert().double()
+    adapt(model, ["query"], "dora", 3, 7, dropout=0.25)
+    save_adapter(model, tmp_path, "some/base")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
+        parts = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+        ours = {key for key in file.keys() if "layer.1" in key}  # noqa: SIM118 - not a dict
+        assert ours == {f"base_model.model.{QUERY}.{part}" for part in parts}
+        assert {str(file.get_tensor(key).dtype) for key in ours} == {"torch.float32"}
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    expected = {"base_model_name_or_path": "some/base", "peft_type": "LORA", "use_dora": True}
+    expected |= {"r": 3, "lora_alpha": 7, "lora_dropout": 0.25, "target_modules": ["query"]}
+    assert expected.items() <= config.items()
+
+
+def test_full_checkpoint_loads_in_transformers_under_the_same_names(tmp_path: Path) -> None:
+    model = tiny_bert()
+    save_full(model, None, tmp_path)
+    again = AutoModel.from_pretrained(tmp_path, local_files_only=True, add_pooling_layer=False)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(model.state_dict())
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_interrupted_save_leaves_the_older_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"torn")
+        raise OSError("disk full")
+
+    model = tiny_bert()
+    adapt(model, ["query"], "lora", 3, 7)
+    save_adapter(model, tmp_path, "base")
+    before = hashes(tmp_path)
+    monkeypatch.setattr(export, "save_file", torn)
+    with pytest.raises(OSError, match="disk full"):
+        save_adapter(model, tmp_path, "base")
+    assert hashes(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_model_without_adapters_is_not_saved_as_one(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="has 0 kinds of adapter, one was expected"):
+        save_adapter(tiny_bert(), tmp_path / "none", "base")
+    assert not (tmp_path / "none").exists()
+
+
+@METHODS
+def test_checkpoints_stand_at_the_chosen_steps_and_the_loss_falls(
+    tmp_path: Path, method: str
+) -> None:
+    losses = train(
+        tiny_bert(), batches(), spread, settings(method, steps=9, save_steps=(1, 6, 9)), tmp_path
+    )
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint-1", "checkpoint-6", "checkpoint-9"]
+    assert len(losses) == 9
+    assert losses[-1] < 0.95 * losses[0]
+
+
+@METHODS
+def test_one_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path, method: str) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        model = tiny_bert().train()  # its dropout draws from the seed, too
+        train(model, batches(), spread, settings(method, seed=seed), tmp_path / name)
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+    assert hashes(tmp_path / "a") != hashes(tmp_path / "c")
+
+
+@METHODS
+@pytest.mark.parametrize(
+    ("scale", "name"),
+    [(lambda x: x * math.nan, "loss is nan"), (lambda x: (x - x).sqrt(), "gradient norm is nan")],
+)
+def test_numbers_that_are_no_longer_finite_stop_the_run_and_name_the_step(
+    tmp_path: Path, method: str, scale: Any, name: str
+) -> None:
+    steps = iter(range(1, 9))
+
+    def breaks(model: BertModel, ids: Tensor) -> Tensor:
+        value = spread(model, ids)
+        return scale(value) if next(steps) == 4 else value
+
+    with pytest.raises(TrainingError, match=f"step 4: the {name}, a finite number was expected"):
+        train(tiny_bert(), batches(), breaks, settings(method), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_batches_that_end_early_are_named(tmp_path: Path) -> None:
+    three = [torch.zeros(1, 2, dtype=torch.long)] * 3
+    with pytest.raises(TrainingError, match="batches: ended after 3, 4 were expected"):
+        train(tiny_bert(), three, spread, settings("lora"), tmp_path)
+
+
+def test_learning_rate_warms_up_and_then_falls_to_zero() -> None:
+    run = settings("full", steps=6, warmup=2)
+    assert [lr_factor(step, run) for step in range(7)] == [0.5, 1, 1, 0.75, 0.5, 0.25, 0]
+    assert [lr_factor(step, settings("full", steps=4)) for step in range(4)] == [1, 0.75, 0.5, 0.25]
+
+
+def test_full_training_is_adamw_on_the_gradient_of_each_batch(tmp_path: Path) -> None:
+    model, plain, source = tiny_bert(), tiny_bert(), batches()
+    run = settings("full", weight_decay=0.1, warmup=2)
+    train(model, batches(), spread, run, tmp_path)
+    optimizer = torch.optim.AdamW(plain.parameters(), weight_decay=0.1, foreach=False)
+    for step in range(4):
+        optimizer.param_groups[0]["lr"] = 0.01 * lr_factor(step, run)
+        gradients = torch.autograd.grad(spread(plain, next(source)), list(plain.parameters()))
+        for parameter, gradient in zip(plain.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        # Adam divides by √v: where a gradient is all rounding, so is the step. Hence the mean.
+        assert (ours - theirs).abs().mean() < 1e-5
+
+
+@METHODS
+def test_weight_decay_shrinks_every_trained_tensor(tmp_path: Path, method: str) -> None:
+    # With a zero gradient AdamW's step is the decay alone: w ← w · (1 − lr · factor · decay).
+    model, start = tiny_bert(), tiny_bert()
+    run = settings(method, weight_decay=2.0, warmup=2)
+    if method != "full":
+        torch.manual_seed(run.seed)
+        adapt(start, run.targets, method, run.rank, run.alpha)
+    train(model, batches(), lambda m, ids: 0 * spread(m, ids), run, tmp_path)
+    shrunk = math.prod(1 - 0.01 * lr_factor(step, run) * 2.0 for step in range(4))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert any("query" in name for name in trained)
+    for name, before in start.named_parameters():
+        expected = before.data * shrunk if name in trained else before.data
+        torch.testing.assert_close(model.get_parameter(name).data, expected, **ROUNDING)

@@ -1,0 +1,170 @@
+"""From a path to a checkpoint: which files of a folder hold its weights, and what they hold.
+
+A folder is read through its index or its one weights file, never by globbing: repositories ship
+the same weights twice, in other layouts, beside the ones that are meant.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from wdecomp.checkpoint import strict_json
+from wdecomp.checkpoint.header import ShardFile, StoredTensor, read_header
+from wdecomp.errors import CheckpointError, some
+
+FULL = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+INDEX_SUFFIX = ".index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".distcp")
+STEP = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of one run at one step: an index of stored tensors, nothing read yet."""
+
+    path: Path
+    tensors: dict[str, StoredTensor]
+    shards: tuple[ShardFile, ...]
+    config: dict[str, Any] = field(default_factory=dict)  # the model's config.json
+    adapter_config: dict[str, Any] | None = None  # present for an adapter
+    left_out: tuple[tuple[str, str], ...] = ()  # (tensor, reason)
+
+    @property
+    def model_type(self) -> str | None:
+        """What transformers calls the architecture, where a config says so."""
+        value = self.config.get("model_type")
+        return value if isinstance(value, str) else None
+
+
+def steps_of(path: Path) -> list[tuple[int | None, Path]]:
+    """The checkpoints under a path with their steps; one without a step if it is itself one.
+
+    A folder of `checkpoint-N/` folders, as transformers' Trainer leaves it, is a run whose
+    steps are the N. Weights beside those folders belong to no known step and are not read.
+
+    Raises:
+        CheckpointError: nothing is there, or nothing that could be weights.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such file or folder.")
+    if path.is_dir():
+        found = ((STEP.fullmatch(child.name), child) for child in path.iterdir())
+        steps = [(int(match[1]), child) for match, child in found if match and child.is_dir()]
+        if steps:
+            return list(sorted(steps))  # noqa: C413 - widens the type from int to int | None
+    if (step := STEP.fullmatch(path.name)) and path.is_dir():
+        return [(int(step[1]), path)]
+    return [(None, path)]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a folder, an index or a safetensors file, from its headers alone.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    file = path if path.is_file() else _weights_file(path)
+    folder = file.parent
+    if file.name.endswith(INDEX_SUFFIX):
+        tensors, shards, left_out = _read_sharded(file)
+    else:
+        header = read_header(file)
+        tensors, shards, left_out = header.tensors, (header.shard,), ()
+    adapter_config = _config(folder / ADAPTER_CONFIG) if _is_adapter(tensors, file) else None
+    if adapter_config is not None and not adapter_config:
+        raise CheckpointError(
+            f"{file}: holds an adapter, and there is no {ADAPTER_CONFIG} beside it. "
+            "Its scaling is not known without one."
+        )
+    return Checkpoint(
+        path, tensors, shards, _config(folder / "config.json"), adapter_config, left_out
+    )
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether the weights that would be read at a path are an adapter's, judged by file name."""
+    first = steps_of(path)[0][1]
+    return (first.name if first.is_file() else _weights_file(first).name) == ADAPTER
+
+
+def _is_adapter(tensors: dict[str, StoredTensor], file: Path) -> bool:
+    return file.name == ADAPTER or any(".lora_A." in name for name in tensors)
+
+
+def _config(file: Path) -> dict[str, Any]:
+    return strict_json.read_object(file) if file.exists() else {}
+
+
+def _weights_file(folder: Path) -> Path:
+    """The file to open in a folder; a single file goes before an index, as in transformers."""
+    full = [folder / name for stem in FULL for name in (stem, stem + INDEX_SUFFIX)]
+    here = [file for file in full if file.is_file()]
+    adapter = folder / ADAPTER
+    if here and adapter.is_file():
+        raise CheckpointError(
+            f"{folder}: holds a model ({here[0].name}) and an adapter ({ADAPTER}). "
+            "Name the file that is meant."
+        )
+    if adapter.is_file():
+        return adapter
+    if not here:
+        raise CheckpointError(f"{folder}: no weights found. {_what_is_there(folder)}")
+    return here[0]
+
+
+def _what_is_there(folder: Path) -> str:
+    looked = f"Looked for {', '.join(FULL)}, their {INDEX_SUFFIX}, and {ADAPTER}."
+    names = sorted(child.name for child in folder.iterdir())
+    pickled = [name for name in names if name.endswith(PICKLED)]
+    if pickled:
+        return (
+            f"{looked} {some(pickled)} may run code when opened: load the model where you trust "
+            "it and save it with save_pretrained(..., safe_serialization=True)."
+        )
+    safetensors = [name for name in names if name.endswith(".safetensors")]
+    if safetensors:
+        return f"{looked} To read {some(safetensors)}, name the file itself."
+    return looked
+
+
+def _read_sharded(
+    index: Path,
+) -> tuple[dict[str, StoredTensor], tuple[ShardFile, ...], tuple[tuple[str, str], ...]]:
+    shard_of = _weight_map(index)
+    headers = {name: read_header(index.parent / name) for name in sorted(set(shard_of.values()))}
+    missing = [t for t, shard in shard_of.items() if t not in headers[shard].tensors]
+    if missing:
+        raise CheckpointError(
+            f"{index}: lists {some(missing)} in {shard_of[missing[0]]}, "
+            "which does not hold it. The index belongs to other shards."
+        )
+    tensors = {name: headers[shard].tensors[name] for name, shard in shard_of.items()}
+    left_out = tuple(
+        (name, f"in {shard}, but not listed there by {index.name}")
+        for shard, header in headers.items()
+        for name in header.tensors
+        if shard_of.get(name) != shard
+    )
+    return tensors, tuple(header.shard for header in headers.values()), left_out
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    shard_of = strict_json.read_object(index).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
+        raise CheckpointError(f"{index}: has no weight_map from tensor names to shards.")
+    for tensor, shard in shard_of.items():
+        inside = isinstance(shard, str) and shard and "\0" not in shard
+        parts = PurePosixPath(shard).parts if inside else ("..",)
+        if ".." in parts or PurePosixPath(*parts).is_absolute():
+            raise CheckpointError(
+                f"{index}: tensor {tensor!r} is in {shard!r}, expected a file in {index.parent}."
+            )
+        if not (index.parent / shard).is_file():
+            raise CheckpointError(
+                f"{index}: tensor {tensor!r} is in {shard!r}, which is not there. "
+                "The download is incomplete."
+            )
+    return shard_of

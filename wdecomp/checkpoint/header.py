@@ -1,0 +1,152 @@
+"""The header of one safetensors file, read strictly and without opening the file twice.
+
+The format: 8 bytes of little-endian length, that many bytes of JSON, then the tensors' bytes,
+which cover the rest of the file without holes or overlaps.
+"""
+
+import hashlib
+import stat
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from wdecomp.checkpoint import strict_json
+from wdecomp.dtypes import BITS
+from wdecomp.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
+
+# What people rename to .safetensors, by its first bytes.
+IMPOSTORS = (
+    (b"version https://git-lfs", "a git-lfs pointer: run `git lfs pull`"),
+    (b"GGUF", "a GGUF file, which wdecomp does not read"),
+    (b"PK\x03\x04", "a zip, as torch.save writes it: save it as safetensors"),
+    (b"\x80", "a pickle, which wdecomp does not open: save it as safetensors"),
+    (b"<", "a web page: the download failed"),
+)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor on disk: where its bytes are and how they are to be read."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int  # of the first byte, from the start of the file
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One safetensors file as it was when its header was read."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    header_sha256: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """What one safetensors file says it holds."""
+
+    shard: ShardFile
+    tensors: dict[str, StoredTensor]
+
+
+def read_header(file: Path) -> Header:
+    """Every tensor of a safetensors file, from its header alone.
+
+    Raises:
+        CheckpointError: the file cannot be read or breaks a rule of the format; the message
+            names the file, and the tensor where there is one.
+    """
+    text, size, mtime_ns = _header_text(file)
+    if not text.startswith(b"{"):
+        raise CheckpointError(f"{file}: the header starts with {text[:1]!r}, expected '{{'.")
+    entries = strict_json.parse(text, f"{file}: header")
+    _check_metadata(entries.pop("__metadata__", {}), file)
+    data_start = 8 + len(text)
+    tensors = {name: _tensor(name, entry, file, data_start) for name, entry in entries.items()}
+    _check_coverage(list(tensors.values()), file, data_start, size)
+    return Header(ShardFile(file, size, mtime_ns, hashlib.sha256(text).hexdigest()), tensors)
+
+
+def _header_text(file: Path) -> tuple[bytes, int, int]:
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{file}: is not a regular file.")
+        with file.open("rb") as stream:
+            start = stream.read(8)
+            length = int.from_bytes(start, "little")
+            _check_length(file, start, length, status.st_size)
+            text = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from None
+    if len(text) < length:
+        raise CheckpointError(f"{file}: ends inside its header.")
+    return text, status.st_size, status.st_mtime_ns
+
+
+def _check_length(file: Path, start: bytes, length: int, size: int) -> None:
+    if len(start) == 8 and 0 < length <= min(MAX_HEADER_BYTES, size - 8):
+        return
+    with file.open("rb") as stream:
+        first = stream.read(32)
+    for magic, what in IMPOSTORS:
+        if first.startswith(magic):
+            raise CheckpointError(f"{file}: is not safetensors but {what}.")
+    raise CheckpointError(
+        f"{file}: has {size:,} bytes and a header length of {length:,}, expected at most "
+        f"{min(MAX_HEADER_BYTES, max(size - 8, 0)):,}. The file is truncated or not safetensors."
+    )
+
+
+def _check_metadata(metadata: Any, file: Path) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(f"{file}: __metadata__ is not a map of strings to strings.")
+
+
+def _tensor(name: str, entry: Any, file: Path, data_start: int) -> StoredTensor:
+    where = f"{file}: tensor {name!r}"
+    if not isinstance(entry, dict) or entry.keys() != TENSOR_KEYS:
+        raise CheckpointError(f"{where}: expected exactly the keys dtype, shape, data_offsets.")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise CheckpointError(f"{where}: dtype is {dtype!r}, expected one of {', '.join(BITS)}.")
+    if not _are_sizes(shape):
+        raise CheckpointError(f"{where}: shape is {shape!r}, expected a list of sizes.")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(f"{where}: data_offsets is {offsets!r}, expected [begin, end].")
+    bits, nbytes = prod(shape) * BITS[dtype], offsets[1] - offsets[0]
+    if bits != 8 * nbytes:
+        raise CheckpointError(
+            f"{where}: {dtype} of shape {tuple(shape)} has {bits / 8:,.0f} bytes, "
+            f"data_offsets give {nbytes:,}."
+        )
+    return StoredTensor(name, dtype, tuple(shape), file, data_start + offsets[0], nbytes)
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def _check_coverage(tensors: list[StoredTensor], file: Path, start: int, size: int) -> None:
+    end = start
+    for tensor in sorted(tensors, key=lambda t: (t.offset, t.nbytes)):
+        if tensor.offset != end:
+            raise CheckpointError(
+                f"{file}: tensor {tensor.name!r} begins at byte {tensor.offset:,}, expected "
+                f"{end:,}: tensors neither overlap nor leave holes."
+            )
+        end += tensor.nbytes
+    if end != size:
+        raise CheckpointError(
+            f"{file}: has {size:,} bytes, its header describes {end:,}. "
+            "The file is truncated or was changed: fetch it again."
+        )

@@ -1,0 +1,48 @@
+"""The commands: verbs over the library, no arithmetic. Heavy imports are inside the commands."""
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import click
+
+from wdecomp.cli.compare import compare
+from wdecomp.cli.console import say_error
+from wdecomp.cli.demo import demo
+from wdecomp.cli.inspect import inspect
+from wdecomp.errors import WdecompError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("wdecomp"), prog_name="wdecomp")
+def commands() -> None:
+    """What did fine-tuning do to the weights?
+
+    Splits every weight column into magnitude and direction and measures how far each moved
+    between a base model and its fine-tuned checkpoints.
+    """
+
+
+commands.add_command(compare)
+commands.add_command(inspect)
+commands.add_command(demo)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
+    try:
+        commands.main(arguments, standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except WdecompError as error:
+        say_error(str(error))
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        say_error("interrupted. Give the same command again to continue.")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,60 @@
+"""wdecomp compare"""  # noqa: D415
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wdecomp.cli.console import say, say_aside
+from wdecomp.cli.selection import layers_option, modules_option, split_base
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="BASE TUNED...")
+@click.option(
+    "-o", "--out", default="wdecomp-results", show_default=True, help="Folder for the results."
+)
+@click.option(
+    "--axis",
+    type=click.Choice(["output", "input", "both"]),
+    default="both",
+    show_default=True,
+    help="Which weights are a column: those of one output feature, of one input feature.",
+)
+@click.option(
+    "--columns",
+    type=click.Choice(["none", "output", "input", "both"]),
+    default="output",
+    show_default=True,
+    help="Axes for which the figures of every column are kept.",
+)
+@modules_option
+@layers_option
+@click.option("-j", "--workers", type=click.IntRange(min=1), help="Threads [default: all cores].")
+@click.option("--restart", is_flag=True, help="Replace the results of another run in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+def compare(
+    paths: tuple[str, ...], out: str, as_json: bool, axis: Any, quiet: bool, **options: Any
+) -> None:
+    """Measure how far TUNED checkpoints moved from BASE.
+
+    A TUNED is a folder or a safetensors file: a full checkpoint, a PEFT LoRA or DoRA adapter, or
+    a folder of checkpoint-N/ whose N become steps. Label it NAME=PATH, or NAME:METHOD=PATH for a
+    merged checkpoint whose method cannot be read. If the first path is an adapter, the base is
+    the one that its config names.
+    """
+    from wdecomp import comparison, report
+
+    base, tuned = split_base(paths)
+    results = comparison.compare(base, *tuned, out=out, axis=axis, progress=not quiet, **options)
+    shown = "input" if axis == "input" else "output"
+    if as_json:
+        say(json.dumps(report.as_json(results, shown), indent=1))
+        return
+    say(report.as_text(report.summary(results, shown), shown))
+    for note in report.notes(results):
+        say(f"- {note}")
+    if not quiet:
+        say_aside(f"Wrote {Path(out)}/: modules, fits and facts as Parquet, columns/, run.json.")

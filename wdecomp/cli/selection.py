@@ -1,0 +1,38 @@
+"""Arguments that several commands share: which checkpoints, modules and layers."""
+
+from pathlib import Path
+
+import click
+
+
+def _kinds(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
+    return None if value is None else [kind.strip() for kind in value.split(",") if kind.strip()]
+
+
+def _layers(_: click.Context, __: click.Parameter, value: str | None) -> frozenset[int] | None:
+    from wdecomp.inputs import parse_layers
+
+    if value is None:
+        return None
+    try:
+        return parse_layers(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not written like 0-3,8.") from None
+
+
+modules_option = click.option(
+    "--modules", callback=_kinds, metavar="KINDS", help="Only these module kinds: q,v,down."
+)
+layers_option = click.option(
+    "--layers", callback=_layers, metavar="LAYERS", help="Only these layers: 0-3,8."
+)
+
+
+def split_base(paths: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """The base and the tuned ones; no base if the first path is an adapter or has a label."""
+    from wdecomp.checkpoint import is_adapter
+
+    first = Path(paths[0])
+    if not first.exists() and "=" in paths[0]:
+        return None, paths
+    return (None, paths) if is_adapter(first) else (paths[0], paths[1:])

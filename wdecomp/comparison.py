@@ -1,0 +1,181 @@
+"""The main job: base and tuned checkpoints in, tables out."""
+
+import platform
+import tempfile
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from wdecomp.checkpoint import Checkpoint, open_checkpoint
+from wdecomp.decomposition import AXES, Axis
+from wdecomp.errors import CheckpointError, PairingError
+from wdecomp.inputs import Tuned, check_names, parse_tuned, place_filter
+from wdecomp.pairing import pair
+from wdecomp.progress import byte_progress
+from wdecomp.scan import Options, Plan, Run, make_plan, run_units
+from wdecomp.stats import column_fits, module_fits
+from wdecomp.table import VERSION, Results, open_folder
+
+Axes = Literal["output", "input", "both"]
+Columns = Literal["none", "output", "input", "both"]
+LIBRARIES = ("wdecomp", "numba", "numpy", "pandas", "pyarrow", "scipy")
+
+
+def compare(
+    base: str | Path | None,
+    *tuned: str | Path,
+    out: str | Path | None = None,
+    axis: Axes = "both",
+    columns: Columns = "output",
+    modules: Iterable[str] | None = None,
+    layers: Iterable[int] | None = None,
+    workers: int | None = None,
+    restart: bool = False,
+    progress: bool = False,
+) -> Results:
+    """The tables of ΔM and ΔD of every tuned checkpoint against its base.
+
+        ΔM = mean |m − m0|        ΔD = mean (1 − cos(w, w0))      over the columns of a matrix
+
+    DoRA section 3.2, Eqs. (3) and (4). Everything is read from disk in blocks; memory does not
+    grow with the model.
+
+    Args:
+        base: folder or safetensors file of the base model; None takes it from the config of an
+            adapter among `tuned`.
+        tuned: folders or files, each `PATH`, `NAME=PATH` or `NAME:METHOD=PATH`; full checkpoints,
+            PEFT LoRA or DoRA adapters, or folders of `checkpoint-N/`.
+        out: the results folder; a temporary one that lives as long as the process if None.
+        axis: which axes have rows in the tables.
+        columns: for which axes every single column is kept.
+        modules: module kinds to compare ("q", "v", "down", …); all if None.
+        layers: layers to compare; all if None.
+        workers: threads; one for each core if None.
+        restart: replace the results of another run in `out`.
+        progress: show bytes, rate and time left on stderr.
+
+    Raises:
+        WdecompError: a path, a file, a pair of checkpoints or the folder is not what it must be.
+    """
+    plan = plan_comparison(base, *tuned, modules=modules, layers=layers)
+    options = Options(_axes(axis), tuple(a for a in _axes(columns) if a in _axes(axis)))
+    folder_path = Path(tempfile.mkdtemp(prefix="wdecomp-") if out is None else out)
+    with open_folder(folder_path, _record(plan, options), restart) as folder:
+        if folder.is_done():
+            folder.discard_parts()
+            return Results(folder_path)
+        todo = sum(
+            plan.nbytes(name) for unit in folder.pending() for name in plan.units[unit].parameters
+        )
+        with byte_progress(todo, "reading", progress) as on_bytes:
+            run_units(plan, options, folder, workers, on_bytes)
+        return folder.finish(_fits)
+
+
+def plan_comparison(
+    base: str | Path | None,
+    *tuned: str | Path,
+    modules: Iterable[str] | None = None,
+    layers: Iterable[int] | None = None,
+) -> Plan:
+    """What `compare` would do, from headers alone; arguments and errors as there."""
+    if not tuned:
+        raise PairingError("There is a base and nothing to compare with it: name a tuned one too.")
+    named = [parse_tuned(str(path)) for path in tuned]
+    check_names(named)
+    opened = [(run, step, open_checkpoint(path)) for run in named for step, path in run.steps]
+    base_checkpoint = _base(base, [checkpoint for _, _, checkpoint in opened])
+    runs = [_run(base_checkpoint, *each) for each in opened]
+    plan = make_plan(base_checkpoint, runs, place_filter(modules, layers))
+    if not plan.units:
+        kinds = sorted({p.place.module for run in runs for p in run.pairing.matrices.values()})
+        raise PairingError(
+            f"{base_checkpoint.path}: no matrix is of the modules and layers asked for. "
+            f"Its modules are {', '.join(kinds)}."
+        )
+    return plan
+
+
+def _base(base: str | Path | None, tuned: list[Checkpoint]) -> Checkpoint:
+    """The base that was given, or the one that an adapter's config names."""
+    if base is not None:
+        return open_checkpoint(Path(base))
+    for checkpoint in tuned:
+        named = (checkpoint.adapter_config or {}).get("base_model_name_or_path")
+        if isinstance(named, str) and Path(named).exists():
+            return open_checkpoint(Path(named))
+    raise CheckpointError(
+        f"{tuned[0].path}: no base is given, and the one that its config names is not on this "
+        "disk. Name the base first: wdecomp compare BASE TUNED…"
+    )
+
+
+def _run(base: Checkpoint, named: Tuned, step: int | None, checkpoint: Checkpoint) -> Run:
+    pairing = pair(base, checkpoint)
+    return Run(named.name, named.method or pairing.method, step, checkpoint, pairing)
+
+
+def _axes(choice: str) -> tuple[Axis, ...]:
+    if choice not in (*AXES, "both", "none"):
+        raise ValueError(f"axis is {choice!r}, expected 'output', 'input' or 'both'.")
+    return tuple(axis for axis in AXES if choice in (axis, "both"))
+
+
+def _record(plan: Plan, options: Options) -> dict[str, Any]:
+    """run.json: all that decides the tables, so that equal records have equal tables."""
+    return {
+        "wdecomp": version("wdecomp"),
+        "schema": VERSION,
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
+        "options": {"axes": list(options.axes), "columns": list(options.columns)},
+        "base": _source(plan.base),
+        "runs": [
+            {"run": run.name, "method": run.method, "step": run.step} | _source(run.checkpoint)
+            for run in plan.runs
+        ],
+        "units": [list(unit.parameters) for unit in plan.units],
+        "left_out": [
+            [run.name, run.step, gone.side, gone.tensor, gone.reason]
+            for run in plan.runs
+            for gone in run.pairing.left_out
+        ],
+    }
+
+
+def _source(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "path": str(checkpoint.path),
+        "model_type": checkpoint.model_type,
+        "adapter_config": checkpoint.adapter_config,
+        "shards": [
+            {
+                "file": str(shard.path),
+                "bytes": shard.size,
+                "mtime_ns": shard.mtime_ns,
+                "header_sha256": shard.header_sha256,
+            }
+            for shard in checkpoint.shards
+        ],
+    }
+
+
+def _fits(results: Results) -> pd.DataFrame:
+    """The statistics of finished tables: of the matrices, and of the columns that were kept."""
+    tables = [module_fits(results.modules), *_column_fits(results)]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _column_fits(results: Results) -> Iterable[pd.DataFrame]:
+    modules, kept = results.modules, results.run["options"]["columns"]
+    last = modules.groupby("run", sort=False)["step"].transform("max")
+    at_last = modules[(modules["step"] == last) | modules["step"].isna()]
+    at_last = at_last[at_last["axis"].isin(kept)]
+    for key, rows in at_last.groupby(["run", "stack", "module", "axis"], sort=False):
+        run, stack, module, axis = (str(part) for part in key)
+        points = results.columns(run, None, list(rows["parameter"]), axis)
+        layer_of = rows.set_index("parameter")["layer"]
+        points["layer"] = points["parameter"].map(layer_of).astype("Int64")
+        yield column_fits(run, stack, module, axis, points)

@@ -1,0 +1,22 @@
+"""The kernel: pure, no files. Sums over pairs of blocks, and ΔM and ΔD from sums."""
+
+from wdecomp.decomposition.columns import ColumnDelta, column_delta_from, shrunken
+from wdecomp.decomposition.summary import Summary, rounding_floor, summarise
+from wdecomp.decomposition.sums import Sums, add
+from wdecomp.decomposition.tensors import AXES, Axis, Decomposition, column_delta, decompose
+
+__all__ = [
+    "AXES",
+    "Axis",
+    "ColumnDelta",
+    "Decomposition",
+    "Summary",
+    "Sums",
+    "add",
+    "column_delta",
+    "column_delta_from",
+    "decompose",
+    "rounding_floor",
+    "shrunken",
+    "summarise",
+]

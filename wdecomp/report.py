@@ -1,0 +1,140 @@
+"""Results as text: the compact table and the notes that `wdecomp compare` prints."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from wdecomp.errors import some
+from wdecomp.table import Results
+
+WHERE = ["run", "stack", "module"]
+FEWEST_LAYERS = 2  # below, there is no relation between layers to speak of
+
+
+def summary(results: Results, axis: str = "output") -> pd.DataFrame:
+    """One row per run and module kind: sizes at the last step, and how they go together.
+
+    Columns: run, method, stack, module, layers, steps, delta_magnitude and delta_direction (means
+    over layers at the last step), pearson with low and high (pooled over layers and steps, 95 %
+    by resampling layers where there are enough, else Fisher z), within_step (Pearson with each
+    step's means taken out).
+    """
+    modules = results.modules
+    modules = modules[modules["axis"] == axis]
+    rows = [
+        _row(key, group, results.fits, axis)
+        for key, group in modules.groupby(WHERE, sort=False)
+        if group["layer"].nunique() >= FEWEST_LAYERS
+    ]
+    return pd.DataFrame(rows)
+
+
+def as_text(table: pd.DataFrame, axis: str) -> str:
+    """The summary for a terminal; ASCII only, so that it can be piped anywhere."""
+    if table.empty:
+        return "No module kind changed in two layers or more."
+    many_stacks = table["stack"].nunique() > 1
+    lines = [
+        f"{'run':<12} {'module':<14} {'layers':>6} {'steps':>5} {'mean dM':>10} {'mean dD':>10} "
+        f"{'corr(dD,dM)  [95 % CI]':>24} {'in step':>8}"
+    ]
+    for row in table.itertuples():
+        module = f"{row.stack}.{row.module}" if many_stacks else str(row.module)
+        interval = f"{_signed(row.pearson)} [{_signed(row.low)},{_signed(row.high)}]"
+        lines.append(
+            f"{str(row.run)[:12]:<12} {module[:14]:<14} {row.layers:>6} {row.steps:>5} "
+            f"{row.delta_magnitude:>10.3g} {row.delta_direction:>10.3g} {interval:>24} "
+            f"{_signed(row.within_step):>8}"
+        )
+    lines.append(
+        f"Columns along the {axis} axis; dM, dD at the last step; corr over all layers and steps."
+    )
+    return "\n".join(lines)
+
+
+def notes(results: Results) -> list[str]:
+    """What a reader of the table has to know: unchanged matrices, columns and tensors left out."""
+    found = []
+    facts, modules = results.facts, results.modules
+    for run, group in facts[facts["shape"].str.len() > 1].groupby("run", sort=False):
+        unchanged = group[group["unchanged"]]["parameter"].unique()
+        if len(unchanged):
+            total = group["parameter"].nunique()
+            found.append(
+                f"{run}: {len(unchanged)} of {total} matrices equal the base's "
+                f"({some(list(unchanged))}); they are in facts only."
+            )
+    for row in (
+        modules[modules["n_nonfinite"] > 0].drop_duplicates(["run", "parameter"]).itertuples()
+    ):
+        found.append(
+            f"{row.run}: {row.parameter}: {row.n_nonfinite} {row.axis} columns hold NaN or "
+            "infinity and are left out."
+        )
+    zero = modules[modules["n_zero"] > 0].drop_duplicates(["run", "parameter"])
+    if len(zero):
+        found.append(
+            f"{int(zero['n_zero'].sum())} zero columns have no direction and are left out "
+            f"({some(sorted(zero['parameter'].unique()))})."
+        )
+    left_out = results.left_out
+    if len(left_out):
+        tensors = left_out["tensor"].unique()
+        found.append(
+            f"{len(tensors)} tensors are not compared ({some(list(tensors))}): reasons in run.json."
+        )
+    return found
+
+
+def as_json(results: Results, axis: str) -> dict[str, Any]:
+    """The summary and the notes for machines."""
+    rows = summary(results, axis).to_dict("records")
+    return {
+        "schema": results.run["schema"],
+        "results": str(results.path),
+        "axis": axis,
+        "summary": [{str(k): _plain(v) for k, v in row.items()} for row in rows],
+        "notes": notes(results),
+    }
+
+
+def _row(key: Any, group: pd.DataFrame, fits: pd.DataFrame, axis: str) -> dict[str, Any]:
+    run, stack, module = key
+    last = group[group["step"] == group["step"].max()] if group["step"].notna().any() else group
+    here = fits[
+        (fits["run"] == run)
+        & (fits["stack"] == stack)
+        & (fits["module"] == module)
+        & (fits["axis"] == axis)
+        & (fits["response"] == "delta_magnitude")
+        & (fits["estimator"] == "pearson")
+    ].set_index("grouping")
+    pooled = here.loc["pooled"]
+    clustered = not math.isnan(pooled["cluster_low"])
+    return {
+        "run": run,
+        "method": group["method"].iloc[0],
+        "stack": stack,
+        "module": module,
+        "layers": int(group["layer"].nunique()),
+        "steps": int(max(group["step"].nunique(), 1)),
+        "delta_magnitude": float(last["delta_magnitude"].mean()),
+        "delta_direction": float(last["delta_direction"].mean()),
+        "pearson": float(pooled["value"]),
+        "low": float(pooled["cluster_low" if clustered else "low"]),
+        "high": float(pooled["cluster_high" if clustered else "high"]),
+        "within_step": float(here.loc["within_step"]["value"]),
+    }
+
+
+def _signed(value: Any) -> str:
+    return "n/a" if math.isnan(value) else f"{value:+.2f}"
+
+
+def _plain(value: Any) -> Any:
+    return (
+        float(f"{value:.6g}")
+        if isinstance(value, float) and math.isfinite(value)
+        else (None if isinstance(value, float) else value)
+    )

@@ -1,0 +1,67 @@
+"""Runs units of work on local threads; each worker commits its own part.
+
+The kernel, the reads and the products of an adapter's factors all release the interpreter, so
+threads use every core. Whoever waits trusts only what is in the results folder.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from threading import Event
+
+from threadpoolctl import threadpool_limits
+
+from wdecomp.scan.plan import Plan
+from wdecomp.scan.unit import Options, scan_unit
+from wdecomp.table import ResultsFolder
+
+
+class _StoppedError(Exception):
+    """Another unit failed or the user interrupted: not worth a word of its own."""
+
+
+def run_units(
+    plan: Plan,
+    options: Options,
+    folder: ResultsFolder,
+    workers: int | None,
+    on_bytes: Callable[[int], None],
+) -> None:
+    """Every unit that the folder has no part of, scanned and committed.
+
+    Args:
+        plan: all the work.
+        options: what to keep.
+        folder: where the parts go.
+        workers: threads; one for each core if None.
+        on_bytes: told, from any thread, how many more bytes have been gone through.
+    """
+    stop = Event()
+
+    def report(count: int) -> None:
+        if stop.is_set():
+            raise _StoppedError
+        on_bytes(count)
+
+    def work(number: int) -> None:
+        folder.commit(number, scan_unit(plan, plan.units[number], options, report))
+
+    with (
+        threadpool_limits(limits=1),
+        ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
+    ):
+        futures = [pool.submit(work, number) for number in folder.pending()]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+    _raise_first(futures)
+
+
+def _raise_first(futures: list[Future[None]]) -> None:
+    """The error that stopped the work, not the ones that it made others raise."""
+    errors = [f.exception() for f in futures if f.done() and not f.cancelled()]
+    real = [error for error in errors if error and not isinstance(error, _StoppedError)]
+    if real:
+        raise real[0]

@@ -1,0 +1,114 @@
+"""The one loop over weights: the base read once, everything beside it read with it."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self
+
+import numpy as np
+
+from wdecomp.adapter import ChangeReader, LowRankUpdate
+from wdecomp.checkpoint import Matrix, MatrixReader, Rectangle
+from wdecomp.decomposition import (
+    Axis,
+    ColumnDelta,
+    Sums,
+    add,
+    column_delta_from,
+    rounding_floor,
+    shrunken,
+)
+from wdecomp.dtypes import Array, Floats, widen
+from wdecomp.pairing import Pair
+
+SAMPLE_ROWS, SAMPLE_WIDTH = 64, 4096  # of the base, for its rounding floor
+
+
+class TunedReader(Protocol):
+    """What stands beside the base: tuned weights (share 1) or their change (share 0)."""
+
+    share: ClassVar[float]
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+    def beside(self, base: Array, at: Rectangle) -> Array:
+        """The rectangle that belongs to this block of the base."""
+        ...
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The sums of one pair, with those of Σw² where the tuned weights nearly vanished."""
+
+    sums: Sums
+    direct: Sums | None
+
+    def columns(self, axis: Axis) -> ColumnDelta:
+        """ΔM and ΔD of every column along an axis."""
+        direct = None if self.direct is None else getattr(self.direct, axis)
+        return column_delta_from(getattr(self.sums, axis), direct)
+
+
+def measure(pairs: list[Pair], block_bytes: int, on_bytes: Callable[[int], None]) -> list[Measured]:
+    """The sums of all pairs of one base matrix, in one pass over it.
+
+    Args:
+        pairs: they share their base.
+        block_bytes: of the base, to be held at a time.
+        on_bytes: told how many bytes have been gone through since it was last called.
+    """
+    sums = _pass(pairs, block_bytes, share_less=0.0, on_bytes=on_bytes)
+    again = [i for i, s in enumerate(sums) if shrunken(s.output).any() or shrunken(s.input).any()]
+    direct = _pass([pairs[i] for i in again], block_bytes, 1.0, lambda _: None) if again else []
+    found = dict(zip(again, direct, strict=True))
+    return [Measured(s, found.get(i)) for i, s in enumerate(sums)]
+
+
+def sampled_floor(pair: Pair) -> float:
+    """The ΔD that rounding the base's own weights to the tuned dtype gives: 0 for an adapter."""
+    if isinstance(pair.tuned, LowRankUpdate):
+        return 0.0
+    return rounding_floor(_sample(pair.base), pair.tuned.dtype)
+
+
+def _pass(
+    pairs: list[Pair], block_bytes: int, share_less: float, on_bytes: Callable[[int], None]
+) -> list[Sums]:
+    """(a, b, c) with d = w − w0, or with share_less = 1 (a, Σw·w0, Σw²): then d is w itself."""
+    base = pairs[0].base
+    outputs, inputs = (max(pair.shape[i] for pair in pairs) for i in (0, 1))
+    sums = [Sums.zeros(pair.shape) for pair in pairs]
+    with ExitStack() as open_files:
+        reader = open_files.enter_context(MatrixReader(base))
+        tuned = [open_files.enter_context(_reader(pair)) for pair in pairs]
+        for at in base.rectangles((outputs, inputs), block_bytes):
+            block = reader.read(at)
+            for pair, total, beside in zip(pairs, sums, tuned, strict=True):
+                here = at.within(pair.shape)
+                if here is None:
+                    continue
+                w0 = block[: here.shape[0], : here.shape[1]]
+                second = beside.beside(w0, here)
+                add(total, w0, second, beside.share - share_less, here.outputs, here.inputs)
+            on_bytes(block.nbytes * (1 + sum(isinstance(p.tuned, Matrix) for p in pairs)))
+    return sums
+
+
+def _reader(pair: Pair) -> TunedReader:
+    if isinstance(pair.tuned, LowRankUpdate):
+        return ChangeReader(pair.tuned, pair.base)
+    return MatrixReader(pair.tuned)
+
+
+def _sample(matrix: Matrix) -> Floats:
+    """Some weights from all over a matrix, the same whatever the block size."""
+    outputs, inputs = matrix.shape
+    rows, width = (inputs, outputs) if matrix.input_first else (outputs, inputs)
+    width = min(width, SAMPLE_WIDTH)
+    found = []
+    with MatrixReader(matrix) as reader:
+        for row in np.unique(np.linspace(0, rows - 1, SAMPLE_ROWS).astype(int)):
+            stored = slice(int(row), int(row) + 1), slice(0, width)
+            at = Rectangle(*(reversed(stored) if matrix.input_first else stored))
+            found.append(widen(reader.read(at)).astype(np.float64).reshape(-1))
+    return np.concatenate(found)

@@ -1,0 +1,83 @@
+"""What is to be done, decided from headers alone: runs, pairs, units of work."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from wdecomp.checkpoint import Checkpoint
+from wdecomp.names import Place
+from wdecomp.pairing import Pair, Pairing
+
+UNIT_BYTES = 256 << 20  # of input: what one commit to the results folder is worth
+DIGITS = re.compile(r"([0-9]{1,9})")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run at one step, paired with the base."""
+
+    name: str
+    method: str
+    step: int | None
+    checkpoint: Checkpoint
+    pairing: Pairing
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Some matrices of the base with everything that stands beside them."""
+
+    number: int
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All the work of one comparison, in order."""
+
+    base: Checkpoint
+    runs: tuple[Run, ...]
+    units: tuple[Unit, ...]
+
+    def beside(self, parameter: str) -> list[tuple[Run, Pair]]:
+        """What stands beside one parameter of the base, run by run."""
+        paired = (
+            (run, run.pairing.matrices.get(parameter) or run.pairing.vectors.get(parameter))
+            for run in self.runs
+        )
+        return [(run, pair) for run, pair in paired if pair]
+
+    def nbytes(self, parameter: str) -> int:
+        """Bytes to read for a parameter: the base's once, and every tuned one's."""
+        beside = self.beside(parameter)
+        return beside[0][1].base.tensor.nbytes + sum(pair.nbytes for _, pair in beside)
+
+
+def make_plan(base: Checkpoint, runs: list[Run], wanted: Callable[[Place], bool]) -> Plan:
+    """Units of about `UNIT_BYTES`, in natural order of the parameter names.
+
+    Args:
+        base: the base checkpoint.
+        runs: every run at every step.
+        wanted: which places of the model are to be compared.
+    """
+    plan = Plan(base, tuple(runs), ())
+    places = {
+        name: pair.place
+        for run in runs
+        for name, pair in (run.pairing.matrices | run.pairing.vectors).items()
+    }
+    units: list[list[str]] = []
+    size = UNIT_BYTES
+    for name in sorted((n for n, at in places.items() if wanted(at)), key=_natural):
+        if size >= UNIT_BYTES:
+            units.append([])
+            size = 0
+        units[-1].append(name)
+        size += plan.nbytes(name)
+    return replace(plan, units=tuple(Unit(i, tuple(names)) for i, names in enumerate(units)))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A sort key by which layer 10 comes after layer 9."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in DIGITS.split(name)]

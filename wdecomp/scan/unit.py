@@ -1,0 +1,104 @@
+"""One unit of work: its matrices measured and turned into rows."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from wdecomp.adapter import LowRankUpdate
+from wdecomp.checkpoint import BLOCK_BYTES
+from wdecomp.decomposition import Axis, summarise
+from wdecomp.pairing import Pair
+from wdecomp.scan.measure import Measured, measure, sampled_floor
+from wdecomp.scan.plan import Plan, Run, Unit
+from wdecomp.table import ColumnGroup, Part
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to keep of the columns.
+
+    axes: which axes have rows in modules.
+    columns: for which of them every column is kept.
+    """
+
+    axes: tuple[Axis, ...]
+    columns: tuple[Axis, ...]
+    block_bytes: int = BLOCK_BYTES
+
+
+def scan_unit(plan: Plan, unit: Unit, options: Options, on_bytes: Callable[[int], None]) -> Part:
+    """The part of one unit: rows of modules, facts and columns, run by run.
+
+    A matrix that did not change at all has a row in facts and none in modules: it is no point of
+    the relation between ΔM and ΔD.
+    """
+    part = Part()
+    for parameter in unit.parameters:
+        beside = plan.beside(parameter)
+        measured = measure([pair for _, pair in beside], options.block_bytes, on_bytes)
+        for (run, pair), found in zip(beside, measured, strict=True):
+            _add_rows(part, run, pair, found, options)
+    return part
+
+
+def _add_rows(part: Part, run: Run, pair: Pair, found: Measured, options: Options) -> None:
+    where = _where(run, pair)
+    facts = _facts(pair, found)
+    part.facts.append(where | facts)
+    if facts["unchanged"] or len(pair.base.tensor.shape) == 1:
+        return
+    dtypes = {
+        "floor_delta_direction": sampled_floor(pair),
+        "dtype_base": pair.base.dtype,
+        "dtype_tuned": pair.dtype_tuned,
+    }
+    for axis in options.axes:
+        delta = found.columns(axis)
+        part.modules.append(where | {"axis": axis} | asdict(summarise(delta)) | dtypes)
+        if axis in options.columns:
+            part.columns.append(
+                ColumnGroup(
+                    run.name,
+                    run.step,
+                    pair.parameter,
+                    axis,
+                    delta.column,
+                    delta.magnitude_base,
+                    delta.delta_magnitude,
+                    delta.delta_direction,
+                )
+            )
+
+
+def _where(run: Run, pair: Pair) -> dict[str, Any]:
+    return {
+        "run": run.name,
+        "method": run.method,
+        "step": run.step,
+        "stack": pair.place.stack,
+        "layer": pair.place.layer,
+        "module": pair.place.module,
+        "parameter": pair.parameter,
+    }
+
+
+def _facts(pair: Pair, found: Measured) -> dict[str, Any]:
+    (a_out, _, c_out), (a_in, _, _) = found.sums.output, found.sums.input
+    base, change = float(a_out.sum()), float(c_out.sum())
+    low_rank = pair.tuned if isinstance(pair.tuned, LowRankUpdate) else None
+    return {
+        "shape": list(pair.base.tensor.shape),
+        "dtype_base": pair.base.dtype,
+        "dtype_tuned": pair.dtype_tuned,
+        "unchanged": change == 0,
+        "norm_base": math.sqrt(base),
+        "norm_delta": math.sqrt(change),
+        "relative_change": math.sqrt(change / base) if base else math.nan,
+        "zero_outputs": int(np.count_nonzero(a_out == 0)),
+        "zero_inputs": int(np.count_nonzero(a_in == 0)),
+        "rank": low_rank and low_rank.rank,
+        "scaling": low_rank and low_rank.scaling,
+    }

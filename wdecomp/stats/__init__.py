@@ -1,0 +1,19 @@
+"""Does ΔM go with ΔD, and how sure is that? Functions of result tables alone, never of a tensor."""
+
+from wdecomp.stats.fits import (
+    ESTIMATORS,
+    FIT_COLUMNS,
+    GROUPINGS,
+    RESPONSES,
+    column_fits,
+    module_fits,
+)
+
+__all__ = [
+    "ESTIMATORS",
+    "FIT_COLUMNS",
+    "GROUPINGS",
+    "RESPONSES",
+    "column_fits",
+    "module_fits",
+]

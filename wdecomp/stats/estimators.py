@@ -1,0 +1,148 @@
+"""Correlation and line of y on x, each with its 95 % interval: arrays in, three figures out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Floats = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.intp]
+
+Z95 = float(stats.norm.ppf(0.975))
+
+# Differences below this share of the largest figure are rounding: scipy.stats.pearsonr calls an
+# input nearly constant at the same 1e-13.
+ROUNDING = 1e-13
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95 % interval; all three NaN where the points admit none."""
+
+    value: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Points (x, y) that vary in both; x·2^x_exponent and y·2^y_exponent are in table units.
+
+    `groups` is how many means were subtracted from each of x and y, 1 where none was (the line's
+    own intercept is that one); `n_effective` = n − (groups − 1) is what every interval counts with.
+    """
+
+    x: Floats
+    y: Floats
+    x_exponent: int
+    y_exponent: int
+    groups: int = 1
+
+    @property
+    def n_effective(self) -> int:
+        return len(self.x) - (self.groups - 1)
+
+
+def sample(x: Floats, y: Floats, groups: Codes | None = None) -> Sample | None:
+    """The points, scaled and less their group means; None where they admit no estimate.
+
+    That is: fewer than 3 points beyond those that the group means use up, or no variance.
+    """
+    count = 1 if groups is None else len(np.unique(groups))
+    if len(x) - (count - 1) < 3:
+        return None
+    x_scaled, x_exponent = _scaled(x)
+    y_scaled, y_exponent = _scaled(y)
+    if groups is not None:
+        x_scaled, y_scaled = _demeaned(x_scaled, groups), _demeaned(y_scaled, groups)
+    if _constant(x_scaled) or _constant(y_scaled):
+        return None
+    return Sample(x_scaled, y_scaled, x_exponent, y_exponent, count)
+
+
+def pearson(points: Sample) -> Estimate:
+    """Pearson's r in [−1, 1] with its Fisher z interval.
+
+    tanh(atanh r ± 1.96/√(n − 3)), n less one for each group mean beyond the first, which makes
+    the within-group r a partial correlation (Fisher 1924). [−1, 1] where n − 3 is 0.
+    """
+    r = float(stats.pearsonr(points.x, points.y).statistic)
+    return _fisher(r, 1.0, points.n_effective)
+
+
+def spearman(points: Sample) -> Estimate:
+    """Spearman's ρ in [−1, 1] (mid-ranks for ties) with its Bonett–Wright interval.
+
+    tanh(atanh ρ ± 1.96·√((1 + ρ²/2)/(n − 3))) (Bonett & Wright 2000, Psychometrika 65, Eq. 3),
+    n as for Pearson's r.
+    """
+    x, y = ranks(points)
+    rho = float(stats.pearsonr(x, y).statistic)
+    return _fisher(rho, 1.0 + rho**2 / 2.0, points.n_effective)
+
+
+def line(points: Sample) -> tuple[Estimate, Estimate]:
+    """Slope and intercept of y = intercept + slope·x by least squares, in table units.
+
+    estimate ± t(0.975, n − 2)·standard error, n as for Pearson's r. The intercept means something
+    only where no group means were subtracted.
+    """
+    found = stats.linregress(points.x, points.y)
+    df = points.n_effective - 2
+    # linregress knows nothing of the group means, which cost degrees of freedom too.
+    reach = float(stats.t.ppf(0.975, df)) * np.sqrt((len(points.x) - 2) / df)
+    slope = _symmetric(found.slope, reach * found.stderr, points.y_exponent - points.x_exponent)
+    intercept = _symmetric(found.intercept, reach * found.intercept_stderr, points.y_exponent)
+    return slope, intercept
+
+
+def ranks(points: Sample) -> tuple[Floats, Floats]:
+    """Mid-ranks of x and of y, from 1; after demeaning, ties are ties up to rounding."""
+    x, y = points.x, points.y
+    if points.groups > 1:
+        x, y = _levels(x), _levels(y)
+    return _midranks(x), _midranks(y)
+
+
+def _midranks(values: Floats) -> Floats:
+    return np.asarray(stats.rankdata(values), dtype=np.float64)
+
+
+def _scaled(values: Floats) -> tuple[Floats, int]:
+    # A power of two changes exponents only, so that nothing is rounded and no square underflows.
+    exponent = int(np.frexp(np.abs(values).max())[1])
+    return np.ldexp(values, -exponent), exponent
+
+
+def _demeaned(values: Floats, groups: Codes) -> Floats:
+    _, code = np.unique(groups, return_inverse=True)
+    means = np.bincount(code, weights=values) / np.bincount(code)
+    return values - means[code]
+
+
+def _constant(values: Floats) -> bool:
+    # Figures were scaled to at most 1 before any mean was taken off.
+    return bool(np.std(values) <= ROUNDING)
+
+
+def _levels(values: Floats) -> Floats:
+    """The number of gaps wider than rounding that lie below each value."""
+    order = np.argsort(values, kind="stable")
+    gaps = np.diff(values[order], prepend=values[order[0]]) > ROUNDING
+    levels = np.empty(len(values))
+    levels[order] = np.cumsum(gaps)
+    return levels
+
+
+def _fisher(r: float, variance: float, n: int) -> Estimate:
+    if n <= 3:
+        return Estimate(r, -1.0, 1.0)
+    reach = Z95 * np.sqrt(variance / (n - 3))
+    centre = np.arctanh(r)
+    return Estimate(r, float(np.tanh(centre - reach)), float(np.tanh(centre + reach)))
+
+
+def _symmetric(value: float, reach: float, exponent: int) -> Estimate:
+    low, middle, high = np.ldexp([value - reach, value, value + reach], exponent)
+    return Estimate(float(middle), float(low), float(high))

@@ -1,0 +1,136 @@
+"""The `fits` table: every correlation and line of magnitude change on direction change."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from wdecomp.stats.bootstrap import NO_INTERVAL, Interval, cluster_intervals
+from wdecomp.stats.estimators import (
+    Codes,
+    Estimate,
+    Floats,
+    Sample,
+    line,
+    pearson,
+    sample,
+    spearman,
+)
+
+KEYS = ("run", "stack", "module", "axis")
+RESPONSES = ("delta_magnitude", "relative_delta_magnitude", "signed_delta_magnitude")
+GROUPINGS = ("pooled", "within_step", "within_layer", "per_column")
+ESTIMATORS = ("pearson", "spearman", "slope", "intercept")
+FIGURES = ("value", "low", "high", "n", "cluster_low", "cluster_high")
+FIT_COLUMNS = (*KEYS, "response", "grouping", "estimator", *FIGURES)
+
+Row = tuple[object, ...]
+
+
+def module_fits(modules: pd.DataFrame) -> pd.DataFrame:
+    """One row per run, stack, module, axis, response, grouping and estimator: value and intervals.
+
+    x is ΔD, y the response, one point per layer and step (paper section 3.2, Fig. 2):
+    - `pooled`: all points together, as the paper; ρ or r in [−1, 1], slope in weight units per ΔD
+    - `within_step`, `within_layer`: each step's (layer's) means of x and y subtracted first;
+      slope as from least squares with one dummy variable per step (layer); no intercept
+
+    `low`, `high` (95 %): Fisher z, tanh(atanh r ± 1.96/√(n−3)); Bonett–Wright for Spearman, with
+    (1+ρ²/2)/(n−3) for the variance; Student t for slope and intercept. All take the points as
+    independent, with one degree of freedom fewer for each group mean beyond the first.
+    `cluster_low`, `cluster_high` (95 %): whole layers resampled; for `pooled` of 3 or more layers.
+    Points without finite x and y are left out of `n`; below 3 points, or without variance, NaN.
+    A null layer or step counts as one layer or step. Groups stand in order of first appearance.
+
+    >>> figures = {"delta_direction": [0.0, 1.0, 2.0], "delta_magnitude": [1.0, 3.0, 5.0]}
+    >>> others = {"relative_delta_magnitude": np.nan, "signed_delta_magnitude": np.nan}
+    >>> keys = {"run": "r", "stack": "encoder", "module": "q", "axis": "output", "step": 10}
+    >>> fits = module_fits(pd.DataFrame(keys | {"layer": [0, 1, 2]} | figures | others))
+    >>> fits.head(4).set_index("estimator")["value"].round(9).to_dict()
+    {'pearson': 1.0, 'spearman': 1.0, 'slope': 2.0, 'intercept': 1.0}
+    """
+    groups = modules.groupby(list(KEYS), sort=False, dropna=False, observed=True)
+    return _table([row for key, part in groups for row in _module_rows(key, part)])
+
+
+def column_fits(run: str, stack: str, module: str, axis: str, points: pd.DataFrame) -> pd.DataFrame:
+    """One `per_column` row per response and estimator, from the columns of all layers at one step.
+
+    x is 1 − cos, y is |Δm|, |Δm|/m0 or Δm, one point per weight column; `points` has `layer`,
+    `magnitude_base` m0, `delta_magnitude` Δm = m − m0 (signed) and `delta_direction`. Columns with
+    m0 = 0 have no relative change and are left out there. Intervals as in `module_fits`: columns of
+    one layer resemble each other, so believe `cluster_low`, `cluster_high` before `low`, `high`.
+    """
+    x, signed = _figures(points["delta_direction"]), _figures(points["delta_magnitude"])
+    layers = _codes(points["layer"])
+    with np.errstate(all="ignore"):
+        relative = np.abs(signed) / _figures(points["magnitude_base"])
+    responses = zip(RESPONSES, (np.abs(signed), relative, signed), strict=True)
+    key = (run, stack, module, axis)
+    return _table(
+        [
+            (*key, response, "per_column", *fit)
+            for response, y in responses
+            for fit in _whole_fits(x, y, layers)
+        ]
+    )
+
+
+def _module_rows(key: Row, part: pd.DataFrame) -> Iterator[Row]:
+    x, layers, steps = (
+        _figures(part["delta_direction"]),
+        _codes(part["layer"]),
+        _codes(part["step"]),
+    )
+    for response in RESPONSES:
+        y = _figures(part[response])
+        for fit in _whole_fits(x, y, layers):
+            yield (*key, response, "pooled", *fit)
+        for grouping, groups in (("within_step", steps), ("within_layer", layers)):
+            for fit in _within_fits(x, y, groups):
+                yield (*key, response, grouping, *fit)
+
+
+def _whole_fits(x: Floats, y: Floats, layers: Codes) -> list[Row]:
+    usable = np.isfinite(x) & np.isfinite(y)
+    with np.errstate(all="ignore"):
+        points = sample(x[usable], y[usable])
+        clusters = {} if points is None else cluster_intervals(points, layers[usable])
+        return _rows(ESTIMATORS, points, int(usable.sum()), clusters)
+
+
+def _within_fits(x: Floats, y: Floats, groups: Codes) -> list[Row]:
+    usable = np.isfinite(x) & np.isfinite(y)
+    with np.errstate(all="ignore"):
+        points = sample(x[usable], y[usable], groups[usable])
+        # Means were subtracted: the intercept is zero by construction.
+        return _rows(ESTIMATORS[:-1], points, int(usable.sum()), {})
+
+
+def _rows(
+    names: tuple[str, ...], points: Sample | None, n: int, clusters: dict[str, Interval]
+) -> list[Row]:
+    found = {} if points is None else _estimates(points)
+    return [
+        (name, e.value, e.low, e.high, n, *clusters.get(name, NO_INTERVAL))
+        for name in names
+        for e in (found.get(name, Estimate()),)
+    ]
+
+
+def _estimates(points: Sample) -> dict[str, Estimate]:
+    values = (pearson(points), spearman(points), *line(points))
+    return dict(zip(ESTIMATORS, values, strict=True))
+
+
+def _figures(column: "pd.Series[float]") -> Floats:
+    return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
+
+
+def _codes(column: "pd.Series[int]") -> Codes:
+    return pd.factorize(column, sort=True, use_na_sentinel=False)[0]
+
+
+def _table(rows: list[Row]) -> pd.DataFrame:
+    dtypes = dict.fromkeys(FIT_COLUMNS, "str") | dict.fromkeys(FIGURES, "float64") | {"n": "int64"}
+    return pd.DataFrame(rows, columns=list(FIT_COLUMNS)).astype(dtypes)

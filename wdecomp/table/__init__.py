@@ -1,0 +1,16 @@
+"""Result tables: schema, crash-safe writing, reading. The only thing that both halves know."""
+
+from wdecomp.table.folder import ResultsFolder, open_folder
+from wdecomp.table.parts import ColumnGroup, Part
+from wdecomp.table.results import Results, read_results
+from wdecomp.table.schema import VERSION
+
+__all__ = [
+    "VERSION",
+    "ColumnGroup",
+    "Part",
+    "Results",
+    "ResultsFolder",
+    "open_folder",
+    "read_results",
+]

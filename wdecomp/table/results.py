@@ -1,0 +1,131 @@
+"""A finished comparison, read back."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wdecomp.errors import ResultsError
+from wdecomp.table.schema import VERSION
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of one comparison as pandas DataFrames; each is read when it is asked for.
+
+    path: the results folder.
+    """
+
+    path: Path
+
+    @cached_property
+    def run(self) -> dict[str, Any]:
+        """run.json: inputs, options, versions, units of work, what was left out and why."""
+        record: dict[str, Any] = json.loads((self.path / "run.json").read_bytes())
+        return record
+
+    @cached_property
+    def modules(self) -> pd.DataFrame:
+        """One row per run × step × parameter × axis: ΔM, ΔD and what goes with them."""
+        return self._table("modules.parquet")
+
+    @cached_property
+    def fits(self) -> pd.DataFrame:
+        """One row per statistic: correlations, slopes, intercepts, with intervals."""
+        return self._table("fits.parquet")
+
+    @cached_property
+    def facts(self) -> pd.DataFrame:
+        """One row per compared tensor, 1-D ones included: norms, changes, ranks, scalings."""
+        return self._table("facts.parquet")
+
+    @cached_property
+    def left_out(self) -> pd.DataFrame:
+        """One row per tensor that was not compared: run, step, side, tensor, reason."""
+        return pd.DataFrame(
+            self.run["left_out"], columns=["run", "step", "side", "tensor", "reason"]
+        ).astype({"step": "Int64"})
+
+    def columns(
+        self,
+        run: str,
+        step: int | None = None,
+        parameters: list[str] | None = None,
+        axis: str = "output",
+    ) -> pd.DataFrame:
+        """One row per column of the matrices of a run.
+
+        Columns of the table: parameter, axis, column, magnitude_base (m0), delta_magnitude
+        (m − m0, signed), delta_direction (1 − cos).
+
+        Args:
+            run: the run's name.
+            step: the step; the run's last one if none is given.
+            parameters: names of the matrices; all of them if none are given.
+            axis: "output" or "input".
+
+        Raises:
+            ResultsError: no columns were kept for this run, step and axis.
+        """
+        file = self.path / columns_file(run, self._last_step(run) if step is None else step)
+        if not file.exists():
+            raise ResultsError(
+                f"{file}: there is none. Compare with --columns {axis}, or name another step."
+            )
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            wanted = None if parameters is None else set(parameters)
+            groups = [i for i, (parameter, kept) in enumerate(_row_groups(parquet.metadata))
+                      if kept == axis and (wanted is None or parameter in wanted)]  # fmt: skip
+            return _pandas(parquet.read_row_groups(groups))
+
+    def _last_step(self, run: str) -> int | None:
+        steps = [known["step"] for known in self.run["runs"] if known["run"] == run]
+        if not steps:
+            known = ", ".join(sorted({known["run"] for known in self.run["runs"]}))
+            raise ResultsError(f"{self.path}: has no run {run!r}. It has {known}.")
+        last: int | None = steps[-1]
+        return last
+
+    def _table(self, name: str) -> pd.DataFrame:
+        return _pandas(pq.read_table(self.path / name, page_checksum_verification=True))
+
+
+def read_results(path: str | Path) -> Results:
+    """The results that `wdecomp compare --out PATH` left.
+
+    Raises:
+        ResultsError: the folder holds no results, unfinished ones, or ones of another schema.
+    """
+    folder = Path(path)
+    if not (folder / "run.json").is_file():
+        raise ResultsError(f"{folder}: holds no results. `wdecomp compare --out` makes them.")
+    results = Results(folder)
+    version = results.run.get("schema")
+    if version != VERSION:
+        raise ResultsError(f"{folder}: has schema {version!r}, expected {VERSION}.")
+    if not (folder / "DONE.json").is_file():
+        raise ResultsError(f"{folder}: is unfinished. Give the same command again to continue.")
+    return results
+
+
+def columns_file(run: str, step: int | None) -> str:
+    """Where a run's columns at one step are, inside the results folder."""
+    return f"columns/{run}/{'final' if step is None else f'step-{step}'}.parquet"
+
+
+def _row_groups(metadata: Any) -> list[tuple[str, str]]:
+    """(parameter, axis) of every row group, from the footer's statistics."""
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    return [(g.column(0).statistics.min, g.column(1).statistics.min) for g in groups]
+
+
+def _pandas(table: pa.Table) -> pd.DataFrame:
+    """As pandas, with whole numbers that may be missing as Int64 and text as str."""
+    frame: pd.DataFrame = table.to_pandas(integer_object_nulls=False)
+    whole = [field.name for field in table.schema if field.name in {"step", "layer", "rank"}]
+    return frame.astype(dict.fromkeys(whole, "Int64"))

@@ -1,0 +1,88 @@
+"""The tables that a comparison leaves behind: the contract with every reader.
+
+modules.parquet   a matrix in a row: run × step × parameter × axis
+fits.parquet      a statistic in a row
+facts.parquet     a tensor in a row: what diagnosis needs, 1-D tensors included
+columns/          a column in a row: one file per run and step, one row group per matrix and axis
+"""
+
+import pyarrow as pa
+
+VERSION = 1
+
+_WHERE = [
+    ("run", pa.string()),
+    ("method", pa.string()),
+    ("step", pa.int64()),
+    ("stack", pa.string()),
+    ("layer", pa.int64()),
+    ("module", pa.string()),
+    ("parameter", pa.string()),
+]
+
+MODULES = pa.schema(
+    [
+        *_WHERE,
+        ("axis", pa.string()),
+        ("n_columns", pa.int64()),
+        ("n_zero", pa.int64()),
+        ("n_nonfinite", pa.int64()),
+        ("delta_magnitude", pa.float64()),
+        ("delta_direction", pa.float64()),
+        ("signed_delta_magnitude", pa.float64()),
+        ("relative_delta_magnitude", pa.float64()),
+        ("growth_ratio", pa.float64()),
+        ("floor_delta_direction", pa.float64()),
+        ("dtype_base", pa.string()),
+        ("dtype_tuned", pa.string()),
+    ]
+)
+
+FACTS = pa.schema(
+    [
+        *_WHERE,
+        ("shape", pa.list_(pa.int64())),  # as stored in the base
+        ("dtype_base", pa.string()),
+        ("dtype_tuned", pa.string()),
+        ("unchanged", pa.bool_()),  # every element equal; such a matrix has no row in modules
+        ("norm_base", pa.float64()),  # ‖W0‖, Frobenius
+        ("norm_delta", pa.float64()),  # ‖ΔW‖
+        ("relative_change", pa.float64()),  # ‖ΔW‖/‖W0‖
+        ("zero_outputs", pa.int64()),  # of the base
+        ("zero_inputs", pa.int64()),
+        ("rank", pa.int64()),  # of an adapter's factors
+        ("scaling", pa.float64()),
+    ]
+)
+
+FITS = pa.schema(
+    [
+        ("run", pa.string()),
+        ("stack", pa.string()),
+        ("module", pa.string()),
+        ("axis", pa.string()),
+        ("response", pa.string()),
+        ("grouping", pa.string()),
+        ("estimator", pa.string()),
+        ("value", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("n", pa.int64()),
+        ("cluster_low", pa.float64()),
+        ("cluster_high", pa.float64()),
+    ]
+)
+
+# float64 for its range: |m − m0| of a column of norm 1e-25 is no float32. Its figures are rounded
+# to the 24 bits that float32 has, so that the file is no larger.
+COLUMNS = pa.schema(
+    [
+        ("parameter", pa.string()),
+        ("axis", pa.string()),
+        ("column", pa.int32()),
+        ("magnitude_base", pa.float64()),
+        ("delta_magnitude", pa.float64()),
+        ("delta_direction", pa.float64()),
+    ]
+)
+FIGURES = ["magnitude_base", "delta_magnitude", "delta_direction"]
