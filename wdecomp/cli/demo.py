@@ -20,6 +20,6 @@ from wdecomp.cli.console import say
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 def demo(out: str, model: Path | None, quick: bool, quiet: bool) -> None:
     """Fine-tune a real model three ways and look at what that did to its weights."""
-    from wdecomp.demo import run_demo
+    from wdecomp.demo.experiment import run_demo
 
     say(run_demo(Path(out), model, quick=quick, progress=not quiet))
