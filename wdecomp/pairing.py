@@ -107,15 +107,15 @@ def _with_tied_heads(
     ]
     if len(embeddings) != 1:
         return names
-    width = base.tensors[embeddings[0]].shape[-1:]
+    vocabulary, *width = base.tensors[embeddings[0]].shape
     tied = {
         name: embeddings[0]
         for name, entry in entries.items()
         if names[name] is None
         and is_head(name)
         and name.endswith(".weight")
-        and entry.shape[1:] == width
-        and entry.shape[0] >= VOCABULARY
+        and list(entry.shape[1:]) == width
+        and (entry.shape[0] == vocabulary or entry.shape[0] >= VOCABULARY)
     }
     return {**names, **tied}
 

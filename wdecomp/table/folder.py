@@ -39,6 +39,7 @@ class ResultsFolder:
         self.path = path
         self._runs: list[tuple[str, int | None]] = [(r["run"], r["step"]) for r in plan["runs"]]
         self._n_units = len(plan["units"])
+        self._keeps_columns = bool(plan["options"]["columns"])
         self._digest = hashlib.sha256(files.canonical(plan)).hexdigest()
 
     def is_done(self) -> bool:
@@ -59,7 +60,8 @@ class ResultsFolder:
         modules, facts = self._in_run_order(parts)
         files.commit_table(self.path / "modules.parquet", pa.Table.from_pylist(modules, MODULES))
         files.commit_table(self.path / "facts.parquet", pa.Table.from_pylist(facts, FACTS))
-        columns = [file for run in self._runs if (file := self._commit_columns(run, parts))]
+        kept = self._runs if self._keeps_columns else []
+        columns = [self._commit_columns(run, parts) for run in kept]
         table = pa.Table.from_pandas(fits(Results(self.path)), FITS, preserve_index=False)
         files.commit_table(self.path / "fits.parquet", table)
         written = [*TABLES, *columns]
@@ -87,19 +89,15 @@ class ResultsFolder:
         facts = sorted((row for _, found in rows for row in found), key=by_run)
         return modules, facts
 
-    def _commit_columns(self, run: tuple[str, int | None], parts: list[Path]) -> str | None:
+    def _commit_columns(self, run: tuple[str, int | None], parts: list[Path]) -> str:
         """One run's columns at one step, a row group per matrix and axis, as the parts have it."""
         name = columns_file(*run)
-        groups = (group for part in parts for group in read_groups(part, run))
-        first = next(groups, None)
-        if first is None:
-            return None
 
         def write(path: Path) -> None:
             with files.columns_writer(path, COLUMNS) as writer:
-                writer.write_table(first)
-                for group in groups:
-                    writer.write_table(group)
+                for part in parts:
+                    for group in read_groups(part, run):
+                        writer.write_table(group)
 
         files.commit(self.path / name, write)
         return name
