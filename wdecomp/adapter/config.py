@@ -21,6 +21,8 @@ OTHER_MEANINGS = {
 }
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 FLAGS = ("use_dora", "use_rslora", "lora_bias")
+# What makes matching exponentially or hopelessly slow; no module's name needs it.
+QUANTIFIED_GROUP, QUANTIFIER, MOST_QUANTIFIERS = re.compile(r"\)[*+{]"), re.compile(r"[*+{]"), 3
 Setting = TypeVar("Setting", int, float)
 
 
@@ -97,6 +99,8 @@ def lora_config(raw: dict[str, Any], where: str) -> LoraConfig:
 
 def _first_match(pattern: dict[str, Setting], module: str, default: Setting, where: str) -> Setting:
     for key, value in pattern.items():
+        if QUANTIFIED_GROUP.search(key) or len(QUANTIFIER.findall(key)) > MOST_QUANTIFIERS:
+            raise AdapterError(f"{where}: {key!r} could take for ever to match. Write it simpler.")
         try:
             if re.match(rf"(.*\.)?({key})$", module):
                 return value

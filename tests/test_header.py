@@ -1,0 +1,165 @@
+"""Our header parser beside safetensors itself: never more lenient, and equal where both accept."""
+
+import json
+import os
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError, deserialize
+from safetensors.torch import save, save_file
+
+from wdecomp.checkpoint import read_header
+from wdecomp.checkpoint.matrix import read_whole
+from wdecomp.dtypes import widen
+from wdecomp.errors import CheckpointError
+
+TENSORS = {
+    "a.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+    "b": torch.ones(4, dtype=torch.bfloat16),
+    "ü/\n": torch.ones(3, 1, 2, dtype=torch.float16),
+    "scalar": torch.tensor(2.0),
+    "none": torch.ones(0, 7),
+    "index": torch.arange(5),
+}
+
+
+def _file(folder: Path, header: bytes, data: bytes) -> Path:
+    path = folder / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+    return path
+
+
+def _split(blob: bytes) -> tuple[bytes, bytes]:
+    length = struct.unpack("<Q", blob[:8])[0]
+    return blob[8 : 8 + length], blob[8 + length :]
+
+
+def test_every_tensor_is_where_safetensors_put_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(TENSORS, path, {"format": "pt"})
+    header = read_header(path)
+    assert {n: t.shape for n, t in header.tensors.items()} == {
+        n: tuple(t.shape) for n, t in TENSORS.items()
+    }
+    for name in ("a.weight", "b", "ü/\n"):
+        stored = header.tensors[name]
+        assert torch.equal(
+            torch.from_numpy(widen(read_whole(stored)).copy()), TENSORS[name].float()
+        )
+    assert header.shard.size == path.stat().st_size
+
+
+def _entry(dtype: object = "F32", shape: object = (2, 2), offsets: object = (0, 16)) -> object:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+GOOD = json.dumps({"a": _entry()}).encode()
+DATA = bytes(16)
+MALFORMED: dict[str, tuple[bytes, bytes, str]] = {
+    "truncated": (GOOD, DATA[:-1], "has 82 bytes|is truncated"),
+    "trailing bytes": (GOOD, DATA + b"x", "its header describes"),
+    "hole": (json.dumps({"a": _entry(offsets=(4, 20))}).encode(), DATA + b"1234", "begins at byte"),
+    "overlap": (
+        json.dumps({"a": _entry(), "b": _entry(offsets=(8, 24))}).encode(),
+        bytes(24),
+        "neither overlap nor leave holes",
+    ),
+    "one name twice": (
+        b'{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},'
+        b'"\\u0061":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
+        DATA,
+        "the key 'a' stands there twice",
+    ),
+    "dtype as a map": (json.dumps({"a": _entry({"F32": None})}).encode(), DATA, "dtype is"),
+    "entry as a list": (json.dumps({"a": ["F32", [2, 2], [0, 16]]}).encode(), DATA, "the keys"),
+    "unknown dtype": (json.dumps({"a": _entry("F33")}).encode(), DATA, "dtype is 'F33'"),
+    "extra key": (json.dumps({"a": {**_entry(), "x": 1}}).encode(), DATA, "exactly the keys"),  # type: ignore[dict-item]
+    "negative size": (json.dumps({"a": _entry(shape=(-2, -2))}).encode(), DATA, "shape is"),
+    "size true": (json.dumps({"a": _entry(shape=(True, 4))}).encode(), DATA, "shape is"),
+    "fractional size": (json.dumps({"a": _entry(shape=(2.0, 2))}).encode(), DATA, "shape is"),
+    "minus zero": (GOOD.replace(b"[0,", b"[-0,").replace(b"[0, ", b"[-0, "), DATA, "-0 is not"),
+    "shape too large": (json.dumps({"a": _entry(shape=(2, 3))}).encode(), DATA, "has 24 bytes"),
+    "shape overflows": (json.dumps({"a": _entry(shape=(2**40, 2**40))}).encode(), DATA, "bytes"),
+    "offsets reversed": (json.dumps({"a": _entry(offsets=(16, 0))}).encode(), DATA, "begin, end"),
+    "NaN": (GOOD.replace(b"16", b"NaN"), DATA, "NaN is not a number"),
+    "lone surrogate": (b'{"\\ud800": 1}', b"", "is not JSON in UTF-8"),
+    "deep": (b'{"a":' * 50_000 + b"1" + b"}" * 50_000, b"", "nested too deeply"),
+    "leading blank": (b" " + GOOD, DATA, "the header starts with b' '"),
+    "not JSON": (b"{nonsense}", b"", "is not JSON"),
+    "metadata of numbers": (b'{"__metadata__":{"a":1}}', b"", "__metadata__ is not a map"),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_malformed_headers_are_refused_with_the_file_named(kind: str, tmp_path: Path) -> None:
+    header, data, message = MALFORMED[kind]
+    path = _file(tmp_path, header, data)
+    with pytest.raises(CheckpointError, match=message) as refused:
+        read_header(path)
+    assert str(refused.value).startswith(str(path))
+
+
+IMPOSTORS = {
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+    "zip": (b"PK\x03\x04" + bytes(40), "as torch.save writes it"),
+    "pickle": (b"\x80\x02}q\x00.", "a pickle"),
+    "html": (b"<!DOCTYPE html><html></html>", "a web page"),
+    "gguf": (b"GGUF\x03\x00\x00\x00" + bytes(40), "a GGUF file"),
+    "empty": (b"", "has 0 bytes"),
+    "huge length": (b"\xff" * 8 + b"{}", "truncated or not safetensors"),
+}
+
+
+@pytest.mark.parametrize("kind", IMPOSTORS)
+def test_what_is_no_safetensors_is_called_by_its_name(kind: str, tmp_path: Path) -> None:
+    content, message = IMPOSTORS[kind]
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_header(path)
+
+
+def test_a_pipe_is_refused_and_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="is not a regular file"):
+        read_header(tmp_path / "x.safetensors")
+
+
+def _mutations(header: bytes, dice: random.Random) -> bytes:
+    """A header with one to three small faults."""
+    changed = bytearray(header)
+    edits: list[Callable[[int], None]] = [
+        lambda i: changed.__setitem__(i, dice.choice(b'0123456789-.eE{}[]",:\\ aFn')),
+        lambda i: changed.insert(i, dice.choice(b'0123456789-.eE{}[]",:\\ ')),
+        lambda i: changed.__delitem__(i),
+        lambda i: changed.__setitem__(slice(i, i), changed[i : i + dice.randrange(1, 60)]),
+    ]
+    for _ in range(dice.randrange(1, 4)):
+        dice.choice(edits)(dice.randrange(len(changed)))
+    return bytes(changed)
+
+
+def test_no_mutated_header_is_accepted_that_safetensors_refuses(tmp_path: Path) -> None:
+    header, data = _split(save({n: t for n, t in TENSORS.items() if t.numel()}))
+    dice = random.Random(0)
+    accepted = 0
+    for _ in range(4000):
+        mutated = _mutations(header, dice)
+        path = _file(tmp_path, mutated, data)
+        try:
+            mine = read_header(path).tensors
+        except CheckpointError:
+            continue
+        accepted += 1
+        try:
+            theirs = dict(deserialize(path.read_bytes()))
+        except SafetensorError as error:
+            pytest.fail(f"accepted {mutated!r}, which safetensors refuses: {error}")
+        assert {n: (t.dtype, list(t.shape)) for n, t in mine.items()} == {
+            n: (t["dtype"], t["shape"]) for n, t in theirs.items()
+        }
+    assert accepted > 50  # else nothing was compared

@@ -1,0 +1,127 @@
+"""Every tensor of both sides has its partner or a reason."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from builders import Tensors, low_rank, tiny_llama, write_adapter, write_full
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wdecomp.checkpoint import open_checkpoint
+from wdecomp.errors import PairingError
+from wdecomp.matching import match
+from wdecomp.pairing import Pairing, pair
+
+
+def _paired(folder: Path, base: Tensors, tuned: Tensors) -> Pairing:
+    return pair(
+        open_checkpoint(write_full(folder / "a", base)),
+        open_checkpoint(write_full(folder / "b", tuned)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned"),
+    [
+        ("layers.0.q.weight", "module.layers.0.q.weight"),
+        ("layers.0.q.weight", "_orig_mod.module.layers.0.q.weight"),
+        ("layers.0.q.weight", "layers.0._fsdp_wrapped_module.q.weight"),
+        ("layers.0.q.weight", "base_model.model.layers.0.q.weight"),
+        ("model.layers.0.q.weight", "layers.0.q.weight"),
+        ("layers.0.q.weight", "bert.layers.0.q.weight"),
+        ("model.layers.0.q.weight", "transformer.layers.0.q.weight"),
+    ],
+)
+def test_wrappers_and_leading_components_do_not_hide_a_name(base: str, tuned: str) -> None:
+    assert match([base, "other.weight"], [tuned]) == {tuned: base}
+
+
+def test_a_front_is_found_for_most_names_and_the_rest_still_match() -> None:
+    base = ["model.a.weight", "model.b.weight", "lm_head.weight"]
+    assert match(base, ["a.weight", "b.weight", "lm_head.weight"]) == {
+        "a.weight": "model.a.weight",
+        "b.weight": "model.b.weight",
+        "lm_head.weight": "lm_head.weight",
+    }
+
+
+def test_two_tuned_names_of_one_tensor_are_an_error() -> None:
+    with pytest.raises(PairingError, match=r"both a\.weight and module\.a\.weight"):
+        match(["a.weight"], ["a.weight", "module.a.weight"])
+
+
+def test_a_head_that_the_base_ties_is_paired_with_its_embedding(tmp_path: Path) -> None:
+    tensors = tiny_llama(1)
+    head = torch.randn(50, 24)
+    found = _paired(tmp_path, tensors, tensors | {"lm_head.weight": head})
+    tied = found.matrices["lm_head.weight"]
+    assert tied.base.tensor.name == "model.embed_tokens.weight"
+    assert tied.shape == (50, 24)
+    assert found.matrices["model.embed_tokens.weight"].shape == (24, 50)
+
+
+def test_another_classifier_is_left_out_and_another_layer_an_error(tmp_path: Path) -> None:
+    tensors = tiny_llama(1)
+    base = tensors | {"classifier.weight": torch.ones(2, 24)}
+    tuned = tensors | {"classifier.weight": torch.ones(5, 24)}
+    found = _paired(tmp_path, base, tuned)
+    assert [(g.tensor, g.reason) for g in found.left_out] == [
+        ("classifier.weight", "another head: (2, 24) in the base, (5, 24) tuned")
+    ]
+    wrong = tensors | {"model.layers.0.self_attn.v_proj.weight": torch.ones(9, 24)}
+    with pytest.raises(PairingError, match=r"base is \(8, 24\), tuned is \(9, 24\)"):
+        _paired(tmp_path / "x", tensors, wrong)
+
+
+def test_what_is_no_weight_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    odd = {
+        "position_ids": torch.arange(4).reshape(1, 4),
+        "logit_scale": torch.tensor(2.0),
+        "nothing.weight": torch.ones(0, 4),
+        "mlp.experts.gate_up_proj": torch.ones(2, 3, 4),
+    }
+    found = _paired(tmp_path, tiny_llama(1) | odd, tiny_llama(1) | odd)
+    reasons = {gone.tensor: gone.reason for gone in found.left_out}
+    assert reasons.keys() == odd.keys()
+    assert "stored as I64" in reasons["position_ids"]
+    assert "no column" in reasons["logit_scale"]
+    assert "stack of experts" in reasons["mlp.experts.gate_up_proj"]
+
+
+def test_convolutions_are_matrices_of_output_by_all_the_rest(tmp_path: Path) -> None:
+    tensors = {"conv.weight": torch.ones(6, 3, 2, 2)}
+    assert _paired(tmp_path, tensors, tensors).matrices["conv.weight"].shape == (6, 12)
+
+
+@given(
+    dropped=st.sets(st.sampled_from(sorted(tiny_llama(2))), max_size=6),
+    extra=st.sets(st.sampled_from(["x.weight", "y.bias", "lm_head.weight"]), max_size=3),
+    front=st.sampled_from(["", "module.", "base_model.model."]),
+)
+@settings(max_examples=25, deadline=None)
+def test_every_tensor_is_accounted_for_exactly_once(
+    tmp_path_factory: pytest.TempPathFactory, dropped: set[str], extra: set[str], front: str
+) -> None:
+    base = tiny_llama(2)
+    kept = {name: tensor for name, tensor in base.items() if name not in dropped}
+    tuned = {front + name: tensor for name, tensor in kept.items()}
+    tuned |= {front + name: torch.ones(3, 5) for name in extra}
+    found = _paired(tmp_path_factory.mktemp("p"), base, tuned)
+    gone = {
+        side: [g.tensor for g in found.left_out if g.side == side] for side in ("base", "tuned")
+    }
+    partners = [*found.matrices.values(), *found.vectors.values()]
+    of_base = [p.base.tensor.name for p in partners] + gone["base"]
+    of_tuned = [p.tuned.tensor.name for p in partners] + gone["tuned"]  # type: ignore[union-attr]
+    assert sorted(of_base) == sorted(base)
+    assert sorted(of_tuned) == sorted(tuned)
+
+
+def test_an_adapter_touches_only_what_it_adapts_and_replaces(tmp_path: Path) -> None:
+    tensors = tiny_llama(2)
+    base = open_checkpoint(write_full(tmp_path / "base", tensors))
+    lora = open_checkpoint(write_adapter(tmp_path / "lora", low_rank(tensors)))
+    found = pair(base, lora)
+    assert sorted(found.matrices) == sorted(n for n in tensors if "q_proj" in n or "v_proj" in n)
+    assert (found.method, found.left_out) == ("lora", [])

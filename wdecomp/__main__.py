@@ -1,0 +1,5 @@
+"""`python -m wdecomp` is `wdecomp`."""
+
+from wdecomp.cli import main
+
+main()
