@@ -1,5 +1,6 @@
 """The main job: base and tuned checkpoints in, tables out."""
 
+import math
 import platform
 import tempfile
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from wdecomp.table import VERSION, Results, open_folder
 
 Axes = Literal["output", "input", "both"]
 Columns = Literal["none", "output", "input", "both"]
+MOST_COLUMNS = 1 << 18  # of a module kind in one fit; of more, evenly spaced ones are taken
 LIBRARIES = ("wdecomp", "numba", "numpy", "pandas", "pyarrow", "scipy")
 
 
@@ -175,7 +177,8 @@ def _column_fits(results: Results) -> Iterable[pd.DataFrame]:
     at_last = at_last[at_last["axis"].isin(kept)]
     for key, rows in at_last.groupby(["run", "stack", "module", "axis"], sort=False):
         run, stack, module, axis = (str(part) for part in key)
-        points = results.columns(run, None, list(rows["parameter"]), axis)
+        every = math.ceil(rows["n_columns"].sum() / MOST_COLUMNS)
+        points = results.columns(run, None, list(rows["parameter"]), axis, max(every, 1))
         layer_of = rows.set_index("parameter")["layer"]
         points["layer"] = points["parameter"].map(layer_of).astype("Int64")
         yield column_fits(run, stack, module, axis, points)

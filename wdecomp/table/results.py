@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,6 +58,7 @@ class Results:
         step: int | None = None,
         parameters: list[str] | None = None,
         axis: str = "output",
+        every: int = 1,
     ) -> pd.DataFrame:
         """One row per column of the matrices of a run.
 
@@ -68,6 +70,7 @@ class Results:
             step: the step; the run's last one if none is given.
             parameters: names of the matrices; all of them if none are given.
             axis: "output" or "input".
+            every: only each so-manieth column of a matrix.
 
         Raises:
             ResultsError: no columns were kept for this run, step and axis.
@@ -77,11 +80,17 @@ class Results:
             raise ResultsError(
                 f"{file}: there is none. Compare with --columns {axis}, or name another step."
             )
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        words = ["parameter", "axis"]  # as categories: a name is kept once, not in every row
+        with pq.ParquetFile(
+            file, page_checksum_verification=True, read_dictionary=words
+        ) as parquet:
             wanted = None if parameters is None else set(parameters)
-            groups = [i for i, (parameter, kept) in enumerate(_row_groups(parquet.metadata))
-                      if kept == axis and (wanted is None or parameter in wanted)]  # fmt: skip
-            return _pandas(parquet.read_row_groups(groups))
+            tables = [parquet.schema_arrow.empty_table()]
+            for i, (parameter, kept) in enumerate(_row_groups(parquet.metadata)):
+                if kept == axis and (wanted is None or parameter in wanted):
+                    group = parquet.read_row_group(i)
+                    tables.append(group.take(np.arange(0, group.num_rows, every)))
+            return _pandas(pa.concat_tables(tables))
 
     def _last_step(self, run: str) -> int | None:
         steps = [known["step"] for known in self.run["runs"] if known["run"] == run]
