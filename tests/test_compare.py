@@ -230,3 +230,21 @@ def test_figures_missing_for_lack_of_columns_are_missing_not_zero(tmp_path: Path
     ).modules
     assert modules["n_zero"].tolist() == [3, 5]
     assert pd.isna(modules[["delta_magnitude", "delta_direction", "growth_ratio"]]).all(axis=None)
+
+
+def test_weights_beside_the_checkpoints_of_a_run_are_left_out_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    base, run = _two_steps(tmp_path)
+    write_full(run, tiny_llama())
+    left_out = wdecomp.compare(base, run).left_out
+    assert left_out["tensor"].unique().tolist() == ["model.safetensors"]
+    assert left_out["reason"].str.contains("of no known step").all()
+
+
+def test_an_axis_that_is_none_is_a_value_error(tmp_path: Path) -> None:
+    base, run = _two_steps(tmp_path)
+    with pytest.raises(ValueError, match="'rows' is no axis"):
+        wdecomp.compare(base, run, axis="rows")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'none' is no axis"):
+        wdecomp.compare(base, run, axis="none")  # type: ignore[arg-type]

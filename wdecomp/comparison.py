@@ -1,7 +1,9 @@
 """The main job: base and tuned checkpoints in, tables out."""
 
+import atexit
 import math
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -14,7 +16,7 @@ from wdecomp.checkpoint import Checkpoint, open_checkpoint
 from wdecomp.decomposition import AXES, Axis
 from wdecomp.errors import CheckpointError, PairingError
 from wdecomp.inputs import Tuned, check_names, parse_tuned, place_filter
-from wdecomp.pairing import pair
+from wdecomp.pairing import LeftOut, pair
 from wdecomp.progress import byte_progress
 from wdecomp.scan import Options, Plan, Run, make_plan, run_units
 from wdecomp.stats import column_fits, module_fits
@@ -63,8 +65,10 @@ def compare(
         WdecompError: a path, a file, a pair of checkpoints or the folder is not what it must be.
     """
     plan = plan_comparison(base, *tuned, modules=modules, layers=layers)
-    options = Options(_axes(axis), tuple(a for a in _axes(columns) if a in _axes(axis)))
-    folder_path = Path(tempfile.mkdtemp(prefix="wdecomp-") if out is None else out)
+    axes = _axes(axis, ("output", "input", "both"))
+    kept = _axes(columns, ("none", "output", "input", "both"))
+    options = Options(axes, tuple(a for a in kept if a in axes))
+    folder_path = _temporary_folder() if out is None else Path(out)
     with open_folder(folder_path, _record(plan, options), restart) as folder:
         if folder.is_done():
             folder.discard_parts()
@@ -117,13 +121,22 @@ def _base(base: str | Path | None, tuned: list[Checkpoint]) -> Checkpoint:
 
 def _run(base: Checkpoint, named: Tuned, step: int | None, checkpoint: Checkpoint) -> Run:
     pairing = pair(base, checkpoint)
+    reason = "a weights file beside the checkpoint-N folders, of no known step"
+    pairing.left_out.extend(LeftOut(file, "tuned", reason) for file in named.unread)
     return Run(named.name, named.method or pairing.method, step, checkpoint, pairing)
 
 
-def _axes(choice: str) -> tuple[Axis, ...]:
-    if choice not in (*AXES, "both", "none"):
-        raise ValueError(f"axis is {choice!r}, expected 'output', 'input' or 'both'.")
+def _axes(choice: str, known: tuple[str, ...]) -> tuple[Axis, ...]:
+    if choice not in known:
+        raise ValueError(f"{choice!r} is no axis, expected one of {', '.join(known)}.")
     return tuple(axis for axis in AXES if choice in (axis, "both"))
+
+
+def _temporary_folder() -> Path:
+    """A folder that is removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="wdecomp-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _record(plan: Plan, options: Options) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from wdecomp.checkpoint import steps_of
+from wdecomp.checkpoint import steps_of, weights_beside_steps
 from wdecomp.errors import CheckpointError, PairingError
 from wdecomp.names import Place
 
+MOST_LAYERS = 10_000
 LABEL = re.compile(r"[\w+@-][\w.+@ -]{0,79}")
 LABELLED = re.compile(r"(?P<name>[^:=/]+)(?::(?P<method>[^:=/]+))?=(?P<path>.+)")
 
@@ -20,11 +21,13 @@ class Tuned:
     name: its label in the tables; the folder's name unless the user gave one.
     method: how it was tuned, if the user says so: "full", "lora", "dora", ….
     steps: its checkpoints with their steps; one without a step if it is a single checkpoint.
+    unread: weights files beside its checkpoints, of no known step.
     """
 
     name: str
     method: str | None
     steps: list[tuple[int | None, Path]]
+    unread: list[str]
 
 
 def parse_tuned(text: str) -> Tuned:
@@ -42,7 +45,7 @@ def parse_tuned(text: str) -> Tuned:
             f"{path}: {name!r} cannot be a run's name (letters, digits and ._+@- can). "
             "Give it one: NAME=PATH."
         )
-    return Tuned(name, labelled and labelled["method"], steps)
+    return Tuned(name, labelled and labelled["method"], steps, weights_beside_steps(path))
 
 
 def check_names(runs: Iterable[Tuned]) -> None:
@@ -80,7 +83,10 @@ def parse_layers(text: str) -> frozenset[int]:
     layers: set[int] = set()
     for part in text.split(","):
         first, _, last = part.partition("-")
-        layers.update(range(int(first), int(last or first) + 1))
+        low, high = int(first), int(last or first)
+        if not 0 <= low <= high < MOST_LAYERS:
+            raise ValueError(f"{part!r} is no range of layers below {MOST_LAYERS}")
+        layers.update(range(low, high + 1))
     return frozenset(layers)
 
 

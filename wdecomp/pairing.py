@@ -154,7 +154,7 @@ def _place(
 def _no_weight(side: str, tensor: StoredTensor) -> str | None:
     """Why a tensor is no weight that has columns, if it is none."""
     if tensor.dtype not in STORED_AS:
-        return f"{side} is stored as {tensor.dtype}, no floating-point weight that can be read"
+        return f"{side} is stored as {tensor.dtype}, which is no weight that can be read"
     if not tensor.shape or 0 in tensor.shape:
         return f"{side} has shape {tensor.shape}: no column"
     if len(tensor.shape) == 3 and "experts" in tensor.name:

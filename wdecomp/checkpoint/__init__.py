@@ -1,6 +1,12 @@
 """A checkpoint as an index of named matrices, read by row blocks."""
 
-from wdecomp.checkpoint.container import Checkpoint, is_adapter, open_checkpoint, steps_of
+from wdecomp.checkpoint.container import (
+    Checkpoint,
+    is_adapter,
+    open_checkpoint,
+    steps_of,
+    weights_beside_steps,
+)
 from wdecomp.checkpoint.header import Header, ShardFile, StoredTensor, read_header
 from wdecomp.checkpoint.matrix import (
     BLOCK_BYTES,
@@ -24,4 +30,5 @@ __all__ = [
     "read_header",
     "read_whole",
     "steps_of",
+    "weights_beside_steps",
 ]

@@ -5,6 +5,8 @@ the same weights twice, in other layouts, beside the ones that are meant.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -48,16 +50,25 @@ def steps_of(path: Path) -> list[tuple[int | None, Path]]:
     Raises:
         CheckpointError: nothing is there, or nothing that could be weights.
     """
-    if not path.exists():
-        raise CheckpointError(f"{path}: there is no such file or folder.")
-    if path.is_dir():
+    with _readable(path):
+        if not path.exists():
+            raise CheckpointError(f"{path}: there is no such file or folder.")
+        if not path.is_dir():
+            return [(None, path)]
         found = ((STEP.fullmatch(child.name), child) for child in path.iterdir())
         steps = [(int(match[1]), child) for match, child in found if match and child.is_dir()]
         if steps:
-            return list(sorted(steps))  # noqa: C413 - widens the type from int to int | None
-    if (step := STEP.fullmatch(path.name)) and path.is_dir():
-        return [(int(step[1]), path)]
-    return [(None, path)]
+            return [*sorted(steps)]
+        step = STEP.fullmatch(path.name)
+        return [(int(step[1]) if step else None, path)]
+
+
+def weights_beside_steps(path: Path) -> list[str]:
+    """Weights files of a run's own folder, which are of no known step and are not read."""
+    if steps_of(path)[0][1] == path:
+        return []
+    return [name for name in (*FULL, *(f + INDEX_SUFFIX for f in FULL), ADAPTER)
+            if (path / name).is_file()]  # fmt: skip
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -66,7 +77,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    file = path if path.is_file() else _weights_file(path)
+    with _readable(path):
+        file = path if path.is_file() else _weights_file(path)
+        return _open(path, file)
+
+
+def _open(path: Path, file: Path) -> Checkpoint:
     folder = file.parent
     if file.name.endswith(INDEX_SUFFIX):
         tensors, shards, left_out = _read_sharded(file)
@@ -88,6 +104,14 @@ def is_adapter(path: Path) -> bool:
     """Whether the weights that would be read at a path are an adapter's, judged by file name."""
     first = steps_of(path)[0][1]
     return (first.name if first.is_file() else _weights_file(first).name) == ADAPTER
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
 def _is_adapter(tensors: dict[str, StoredTensor], file: Path) -> bool:
