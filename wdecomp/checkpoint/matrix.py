@@ -53,7 +53,7 @@ class Matrix:
     @property
     def shape(self) -> tuple[int, int]:
         """(outputs, inputs)."""
-        rows, columns = self._stored_shape
+        rows, columns = self.stored_shape
         return (columns, rows) if self.input_first else (rows, columns)
 
     @property
@@ -62,7 +62,8 @@ class Matrix:
         return self.tensor.dtype
 
     @property
-    def _stored_shape(self) -> tuple[int, int]:
+    def stored_shape(self) -> tuple[int, int]:
+        """Rows and columns as they lie on disk; a vector is one row."""
         shape = self.tensor.shape
         return (1, shape[0]) if len(shape) == 1 else (shape[0], prod(shape[1:]))
 
@@ -122,7 +123,7 @@ class MatrixReader:
         if self._buffer.size < height * width:
             self._buffer = np.empty(height * width, self._dtype)
         block = self._buffer[: height * width].reshape(height, width)
-        stored_width = self.matrix._stored_shape[1]
+        stored_width = self.matrix.stored_shape[1]
         if width == stored_width:
             self._fill(block.reshape(-1), rows.start * width)
         else:
