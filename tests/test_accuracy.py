@@ -194,3 +194,5 @@ def test_the_floor_is_what_rounding_really_does(dtype: torch.dtype, name: str) -
     rounded = summarise(wdecomp.column_delta(weight, weight.to(dtype).float()))
     floor = rounding_floor(weight.double().numpy(), name)
     assert_allclose(floor, rounded.delta_direction, rtol=0.03)
+    pruned = np.where(np.arange(1024) % 2, weight.double().numpy(), 0)
+    assert_allclose(rounding_floor(pruned, name), floor, rtol=0.03)

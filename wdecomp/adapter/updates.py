@@ -65,6 +65,10 @@ class ChangeReader:
 
     def beside(self, base: Array, at: Rectangle) -> Array:
         """ΔW of a rectangle, (outputs, inputs), float32, laid out in memory as `base` is."""
+        with np.errstate(all="ignore"):  # columns of NaN and infinity are counted further on
+            return self._change(base, at)
+
+    def _change(self, base: Array, at: Rectangle) -> Array:
         low_rank = self._low_rank(at, like=base)
         if self._magnitude is None:
             return low_rank

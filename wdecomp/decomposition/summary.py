@@ -61,11 +61,11 @@ def rounding_floor(weights: Floats, dtype: str) -> float:
         weights: a sample of the base's weights, any shape.
         dtype: what the tuned weights are stored as: BF16, F16, F32 or F64.
     """
-    finite = weights[np.isfinite(weights)]
-    energy = float((finite**2).sum())
+    rounded = weights[np.isfinite(weights) & (weights != 0)]  # zero is in every dtype
+    energy = float((rounded**2).sum())
     if energy == 0:
         return math.nan
-    _, exponent = np.frexp(finite)
+    _, exponent = np.frexp(rounded)
     ulp = np.maximum(np.exp2(exponent - float(PRECISION[dtype])), SMALLEST.get(dtype, 0.0))
     return float((ulp**2).sum()) / (24 * energy)
 
