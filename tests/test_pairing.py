@@ -89,6 +89,16 @@ def test_what_is_no_weight_is_left_out_with_its_reason(tmp_path: Path) -> None:
     assert "stack of experts" in reasons["mlp.experts.gate_up_proj"]
 
 
+def test_a_batch_dimension_of_one_makes_no_column(tmp_path: Path) -> None:
+    tensors = tiny_llama(1) | {
+        "embeddings.position_embeddings": torch.ones(1, 17, 8),
+        "embeddings.cls_token": torch.ones(1, 1, 8),
+    }
+    found = _paired(tmp_path, tensors, tensors)
+    assert found.matrices["embeddings.position_embeddings"].shape == (8, 17)
+    assert found.vectors["embeddings.cls_token"].shape == (1, 8)
+
+
 def test_convolutions_are_matrices_of_output_by_all_the_rest(tmp_path: Path) -> None:
     tensors = {"conv.weight": torch.ones(6, 3, 2, 2)}
     assert _paired(tmp_path, tensors, tensors).matrices["conv.weight"].shape == (6, 12)

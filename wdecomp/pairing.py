@@ -131,9 +131,10 @@ def _place(
     """Puts one tuned tensor where it belongs: a matrix, a vector, or left out."""
     if here is None:
         if isinstance(entry, LowRankUpdate):
+            module = name.removesuffix(".weight")
             raise PairingError(
-                f"{tuned.path}: adapts {name.removesuffix('.weight')}, which {base.path} does not "
-                "have. The adapter was trained on another base."
+                f"{tuned.path}: adapts {module}, a name that {base.path} does not have. "
+                "The adapter is of another base, or of a library that renames its modules."
             )
         result.left_out.append(LeftOut(name, "tuned", "no such tensor in the base"))
         return
@@ -145,8 +146,8 @@ def _place(
         parameter = name if is_head(name) and is_embedding(here) else here
         found, reason = _pair(base, tuned, parameter, stored, entry)
         if found:
-            vector = len(stored.shape) == 1
-            (result.vectors if vector else result.matrices)[parameter] = found
+            of_its_kind = result.vectors if found.base.is_vector else result.matrices
+            of_its_kind[parameter] = found
     if reason:
         result.left_out.append(LeftOut(name, "tuned", reason))
 
@@ -171,8 +172,9 @@ def _pair(
 ) -> tuple[Pair | None, str | None]:
     """The pair, if it is one, and what is to be said of what only one side has."""
     model_type = base.model_type or tuned.model_type
-    input_first = len(stored.shape) == 2 and (
-        is_embedding(parameter) or stores_input_first(parameter, model_type)
+    with_batch = stored.core_shape != stored.shape  # then it is a table of (item, dim)
+    input_first = len(stored.core_shape) == 2 and (
+        with_batch or is_embedding(parameter) or stores_input_first(parameter, model_type)
     )
     left = Matrix(stored, input_first)
     right = entry if isinstance(entry, LowRankUpdate) else Matrix(entry, input_first)

@@ -57,6 +57,11 @@ class Matrix:
         return (columns, rows) if self.input_first else (rows, columns)
 
     @property
+    def is_vector(self) -> bool:
+        """Whether it is 1-D: no weight with columns."""
+        return len(self.tensor.core_shape) == 1
+
+    @property
     def dtype(self) -> str:
         """As safetensors writes it: BF16, F16, F32, F64."""
         return self.tensor.dtype
@@ -64,7 +69,7 @@ class Matrix:
     @property
     def stored_shape(self) -> tuple[int, int]:
         """Rows and columns as they lie on disk; a vector is one row."""
-        shape = self.tensor.shape
+        shape = self.tensor.core_shape
         return (1, shape[0]) if len(shape) == 1 else (shape[0], prod(shape[1:]))
 
     def rectangles(self, shape: tuple[int, int], block_bytes: int) -> Iterator[Rectangle]:

@@ -48,7 +48,7 @@ def _add_rows(part: Part, run: Run, pair: Pair, found: Measured, options: Option
     where = _where(run, pair)
     facts = _facts(pair, found)
     part.facts.append(where | facts)
-    if facts["unchanged"] or len(pair.base.tensor.shape) == 1:
+    if facts["unchanged"] or pair.base.is_vector:
         return
     dtypes = {
         "floor_delta_direction": sampled_floor(pair),
@@ -90,7 +90,7 @@ def _facts(pair: Pair, found: Measured) -> dict[str, Any]:
     base, change = float(a_out.sum()), float(c_out.sum())
     low_rank = pair.tuned if isinstance(pair.tuned, LowRankUpdate) else None
     return {
-        "shape": list(pair.base.tensor.shape),
+        "shape": list(pair.base.tensor.core_shape),
         "dtype_base": pair.base.dtype,
         "dtype_tuned": pair.dtype_tuned,
         "unchanged": change == 0,

@@ -41,7 +41,7 @@ MODULES = pa.schema(
 FACTS = pa.schema(
     [
         *_WHERE,
-        ("shape", pa.list_(pa.int64())),  # as stored in the base
+        ("shape", pa.list_(pa.int64())),  # as stored in the base, without a batch dimension
         ("dtype_base", pa.string()),
         ("dtype_tuned", pa.string()),
         ("unchanged", pa.bool_()),  # every element equal; such a matrix has no row in modules
