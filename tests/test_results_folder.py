@@ -106,6 +106,23 @@ def test_a_finished_folder_is_returned_as_it_is(tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in (folder / "out").glob("*.parquet")} == before
 
 
+def test_a_table_that_is_gone_is_made_again_and_a_damaged_one_named(tmp_path: Path) -> None:
+    folder = _inputs(tmp_path)
+    out = folder / "out"
+    wdecomp.compare(folder / "base", folder / "ft", out=out)
+    before = _bytes(out)
+    (out / "modules.parquet").unlink()
+    with pytest.raises(ResultsError, match=r"modules\.parquet: cannot be read"):
+        _ = wdecomp.read_results(out).modules
+    wdecomp.compare(folder / "base", folder / "ft", out=out)
+    assert _bytes(out) == before
+    damaged = bytearray(before["modules.parquet"])
+    damaged[40] ^= 4
+    (out / "modules.parquet").write_bytes(damaged)
+    with pytest.raises(ResultsError, match=r"modules\.parquet: cannot be read"):
+        _ = wdecomp.read_results(out).modules
+
+
 def test_a_second_process_is_refused_at_once(tmp_path: Path) -> None:
     import fcntl
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,6 @@ from wdecomp.train import Settings, adapt, export, save_adapter, save_full, trai
 from wdecomp.train.loop import lr_factor
 
 METHODS = pytest.mark.parametrize("method", ["full", "lora", "dora"])
-ADAPTERS = pytest.mark.parametrize("method", ["lora", "dora"])
-PEFT_READS_AN_OLD_NAME = pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)
-QUERY = "encoder.layer.1.attention.self.query"
 # A float32 sum of a few terms in another order, for weights of about 0.1.
 ROUNDING = {"rtol": 1e-6, "atol": 1e-7}
 
@@ -55,12 +51,12 @@ def spread(model: BertModel, ids: Tensor) -> Tensor:
 def hashes(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*.*")
+        for path in folder.rglob("*.*")  # a left-over folder of a save would fail here
     }
 
 
-@ADAPTERS
-@PEFT_READS_AN_OLD_NAME
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_saved_adapter_loads_in_peft_and_merges_to_our_weights(tmp_path: Path, method: str) -> None:
     model = tiny_bert()
     base = copy.deepcopy(model)
@@ -85,7 +81,8 @@ def test_adapter_files_have_pefts_names_and_our_settings(tmp_path: Path) -> None
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
         parts = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
         ours = {key for key in file.keys() if "layer.1" in key}  # noqa: SIM118 - not a dict
-        assert ours == {f"base_model.model.{QUERY}.{part}" for part in parts}
+        query = "base_model.model.encoder.layer.1.attention.self.query"
+        assert ours == {f"{query}.{part}" for part in parts}
         assert {str(file.get_tensor(key).dtype) for key in ours} == {"torch.float32"}
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     expected = {"base_model_name_or_path": "some/base", "peft_type": "LORA", "use_dora": True}
@@ -117,7 +114,6 @@ def test_interrupted_save_leaves_the_older_checkpoint_whole(
     with pytest.raises(OSError, match="disk full"):
         save_adapter(model, tmp_path, "base")
     assert hashes(tmp_path) == before
-    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_model_without_adapters_is_not_saved_as_one(tmp_path: Path) -> None:
@@ -130,9 +126,8 @@ def test_model_without_adapters_is_not_saved_as_one(tmp_path: Path) -> None:
 def test_checkpoints_stand_at_the_chosen_steps_and_the_loss_falls(
     tmp_path: Path, method: str
 ) -> None:
-    losses = train(
-        tiny_bert(), batches(), spread, settings(method, steps=9, save_steps=(1, 6, 9)), tmp_path
-    )
+    run = settings(method, steps=9, save_steps=(1, 6, 9))
+    losses = train(tiny_bert(), batches(), spread, run, tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["checkpoint-1", "checkpoint-6", "checkpoint-9"]
     assert len(losses) == 9
@@ -168,9 +163,8 @@ def test_numbers_that_are_no_longer_finite_stop_the_run_and_name_the_step(
 
 
 def test_batches_that_end_early_are_named(tmp_path: Path) -> None:
-    three = [torch.zeros(1, 2, dtype=torch.long)] * 3
     with pytest.raises(TrainingError, match="batches: ended after 3, 4 were expected"):
-        train(tiny_bert(), three, spread, settings("lora"), tmp_path)
+        train(tiny_bert(), islice(batches(), 3), spread, settings("lora"), tmp_path)
 
 
 def test_learning_rate_warms_up_and_then_falls_to_zero() -> None:
@@ -186,9 +180,8 @@ def test_full_training_is_adamw_on_the_gradient_of_each_batch(tmp_path: Path) ->
     optimizer = torch.optim.AdamW(plain.parameters(), weight_decay=0.1, foreach=False)
     for step in range(4):
         optimizer.param_groups[0]["lr"] = 0.01 * lr_factor(step, run)
-        gradients = torch.autograd.grad(spread(plain, next(source)), list(plain.parameters()))
-        for parameter, gradient in zip(plain.parameters(), gradients, strict=True):
-            parameter.grad = gradient
+        optimizer.zero_grad()
+        spread(plain, next(source)).backward()
         optimizer.step()
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         # Adam divides by √v: where a gradient is all rounding, so is the step. Hence the mean.

@@ -22,9 +22,9 @@ def inspect(paths: tuple[str, ...], as_json: bool, **selection: Any) -> None:
     """
     from wdecomp import inspection
 
-    base, tuned = split_base(paths)
-    if base is not None and not tuned:
-        found = inspection.contents(base)
+    if len(paths) == 1:
+        found = inspection.contents(paths[0])
     else:
+        base, tuned = split_base(paths)
         found = inspection.comparison_plan(base, *tuned, **selection)
     say(json.dumps(found, indent=1) if as_json else inspection.as_text(found))

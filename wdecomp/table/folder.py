@@ -43,8 +43,10 @@ class ResultsFolder:
         self._digest = hashlib.sha256(files.canonical(plan)).hexdigest()
 
     def is_done(self) -> bool:
-        """Whether the final tables are there."""
-        return (self.path / "DONE.json").exists()
+        """Whether the final tables are there, all of them."""
+        done = self.path / "DONE.json"
+        names = json.loads(done.read_bytes())["sha256"] if done.exists() else [done.name]
+        return all((self.path / name).exists() for name in names)
 
     def pending(self) -> list[int]:
         """The units without a part, in the order of the plan."""

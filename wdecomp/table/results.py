@@ -1,6 +1,8 @@
 """A finished comparison, read back."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,10 +83,11 @@ class Results:
                 f"{file}: there is none. Compare with --columns {axis}, or name another step."
             )
         words = ["parameter", "axis"]  # as categories: a name is kept once, not in every row
-        with pq.ParquetFile(
-            file, page_checksum_verification=True, read_dictionary=words
-        ) as parquet:
-            wanted = None if parameters is None else set(parameters)
+        wanted = None if parameters is None else set(parameters)
+        with (
+            _reading(file),
+            pq.ParquetFile(file, page_checksum_verification=True, read_dictionary=words) as parquet,
+        ):
             tables = [parquet.schema_arrow.empty_table()]
             for i, (parameter, kept) in enumerate(_row_groups(parquet.metadata)):
                 if kept == axis and (wanted is None or parameter in wanted):
@@ -101,7 +104,9 @@ class Results:
         return last
 
     def _table(self, name: str) -> pd.DataFrame:
-        return _pandas(pq.read_table(self.path / name, page_checksum_verification=True))
+        file = self.path / name
+        with _reading(file):
+            return _pandas(pq.read_table(file, page_checksum_verification=True))
 
 
 def read_results(path: str | Path) -> Results:
@@ -125,6 +130,17 @@ def read_results(path: str | Path) -> Results:
 def columns_file(run: str, step: int | None) -> str:
     """Where a run's columns at one step are, inside the results folder."""
     return f"columns/{run}/{'final' if step is None else f'step-{step}'}.parquet"
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ResultsError(
+            f"{file}: cannot be read ({reason}). Compare again with --restart."
+        ) from None
 
 
 def _row_groups(metadata: Any) -> list[tuple[str, str]]:
