@@ -1,11 +1,14 @@
 """An adapter's config is checked before any of it is used."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from builders import low_rank, tiny_llama, write_adapter
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file, save_file
 
 from wdecomp.adapter import Adapter, read_adapter
 from wdecomp.checkpoint import open_checkpoint
@@ -32,16 +35,20 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"r": 8}, "rank 8, its tensors have rank 4"),
     ({"lora_alpha": "sixteen"}, "lora_alpha is 'sixteen', expected a number"),
     ({"lora_alpha": None}, "lora_alpha is None"),
+    ({"lora_alpha": True}, "lora_alpha is True"),
+    ({"lora_alpha": 10**400}, "expected a number"),
+    ({"alpha_pattern": {"q_proj": 10**400}}, "expected a number"),
     ({"use_rslora": "false"}, "use_rslora is 'false', expected true or false"),
     ({"use_dora": 1}, "use_dora is 1"),
     ({"use_dora": True}, "lora_magnitude_vector is missing for 2 of 2 modules"),
+    ({"alpha_pattern": "q_proj"}, "alpha_pattern is 'q_proj', expected a map"),
+    ({"rank_pattern": {"q_proj": True}}, "rank_pattern\\['q_proj'\\] is True"),
     ({"rank_pattern": [1]}, "rank_pattern is \\[1\\], expected a map"),
     ({"rank_pattern": {"q_proj": "x"}}, "rank_pattern\\['q_proj'\\] is 'x'"),
     ({"rank_pattern": {"q_proj": 3}}, "rank 3, its tensors have rank 4"),
     ({"alpha_pattern": {"q_proj": []}}, "alpha_pattern\\['q_proj'\\] is"),
     ({"alpha_pattern": {"(": 3}}, "is no regular expression"),
-    ({"alpha_pattern": {"(.*)*x": 3}}, "could take for ever"),
-    ({"alpha_pattern": {".*" * 20 + "x": 3}}, "could take for ever"),
+    ({"alpha_pattern": {r"(q)_\\1": 3}}, "is no regular expression"),
     ({"lora_bias": True}, "lora_bias is true, which cannot be read yet"),
     ({"init_lora_weights": "pissa"}, "was trained on a changed base"),
     ({"layer_replication": [[0, 1]]}, "rearranges the layers"),
@@ -81,9 +88,56 @@ def test_the_first_pattern_that_matches_in_the_order_of_the_file_counts(tmp_path
     assert updates[V].scaling == 5 / 4
 
 
+def test_ranks_are_checked_against_the_first_pattern_that_matches(tmp_path: Path) -> None:
+    tensors = tiny_llama(1)
+    factors = low_rank(tensors, rank=3) | {Q: (torch.ones(6, 24), torch.ones(32, 6))}
+    write_adapter(tmp_path, factors, r=3, rank_pattern={"q_proj": 6, ".*": 3}, lora_alpha=12)
+    updates = read_adapter(open_checkpoint(tmp_path)).updates
+    assert {m: (u.rank, u.scaling) for m, u in updates.items()} == {Q: (6, 2), V: (3, 4)}
+
+
 def test_a_pattern_matches_from_a_dot_on(tmp_path: Path) -> None:
     updates = _read(tmp_path, lora_alpha=8, alpha_pattern={"proj": 1, "q_pro": 1}).updates
     assert updates[Q].scaling == 2
+
+
+HOSTILE = {
+    "nested": "(.*)*x",
+    "many": ".*" * 20 + "x",
+    "optional": "a?" * 28 + "a" * 28 + "x",
+    "alternatives": "(q|q)" * 28 + "x",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_pattern_that_stalls_a_backtracking_engine_is_matched_at_once(
+    kind: str, tmp_path: Path
+) -> None:
+    module = "model.layers.0." + "a" * 28 + "q" * 28
+    write_adapter(
+        tmp_path,
+        {module: (torch.ones(4, 24), torch.ones(32, 4))},
+        alpha_pattern={HOSTILE[kind]: 3, "a*q*": 12},
+    )
+    start = time.perf_counter()
+    adapter = read_adapter(open_checkpoint(tmp_path))
+    assert time.perf_counter() - start < 5
+    assert adapter.updates[module].scaling == 12 / 4
+
+
+KEYS = [
+    "q_proj", "proj", "v_proj", ".*", r"layers\.\d+\.self_attn\.q_proj", "layers.(0|2).*", "q.proj",
+    "^model.layers.0.self_attn.v_proj", "self_attn.(q|v)_proj$", "[a-p]+", "0.self_attn.q_proj",
+    "", "a|self_attn.v_proj", r"\w+_proj", "model", "(?:.+_)attn.v_proj", "q_proj.*", "Q_PROJ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_pattern_means_what_it_means_to_peft(key: str, tmp_path: Path) -> None:
+    updates = _read(tmp_path, lora_alpha=4, alpha_pattern={key: 20}).updates
+    assert {module: update.scaling for module, update in updates.items()} == {
+        module: (get_pattern_key([key], module) == key and 5) or 1 for module in (Q, V)
+    }
 
 
 def test_magnitudes_that_the_config_denies_are_a_contradiction(tmp_path: Path) -> None:
@@ -111,8 +165,6 @@ def test_factors_that_do_not_fit_are_named(
 
 
 def test_keys_that_are_no_factors_are_replacements_or_left_out(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     write_adapter(tmp_path, low_rank(tiny_llama(1)))
     file = tmp_path / "adapter_model.safetensors"
     more = {
@@ -129,3 +181,32 @@ def test_keys_that_are_no_factors_are_replacements_or_left_out(tmp_path: Path) -
         "weight": "a copy of the base",
         "lora_something": "a key of no LoRA or DoRA layer that can be read",
     }
+
+
+@pytest.mark.parametrize("half", ["A", "B"])
+def test_a_factor_without_its_other_half_is_named(half: str, tmp_path: Path) -> None:
+    write_adapter(tmp_path, low_rank(tiny_llama(1)))
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    del tensors[f"base_model.model.{V}.lora_{half}.weight"]
+    save_file(tensors, file)
+    with pytest.raises(AdapterError, match=rf"{V}\.lora_{half}\.weight is missing"):
+        read_adapter(open_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ([], "it was saved empty"),
+        (["embed.lora_embedding_A"], "lora_embedding_A is the adapter of an embedding"),
+        ([f"{Q}.lora_A.default.weight"], r"default\.weight is a key of no LoRA or DoRA layer"),
+    ],
+)
+def test_an_adapter_without_a_pair_of_factors_says_what_is_there(
+    keys: list[str], message: str, tmp_path: Path
+) -> None:
+    write_adapter(tmp_path, low_rank(tiny_llama(1)))
+    tensors = {f"base_model.model.{key}": torch.ones(2, 3) for key in keys}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=message):
+        read_adapter(open_checkpoint(tmp_path))

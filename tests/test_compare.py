@@ -78,6 +78,7 @@ def test_checkpoints_become_steps_in_order(tmp_path: Path) -> None:
     base, run = _two_steps(tmp_path)
     modules = wdecomp.compare(base, run).modules
     assert modules["step"].unique().tolist() == [20, 100]
+    assert modules["step"].is_monotonic_increasing
     by_step = modules.groupby("step")["delta_direction"].mean()
     assert by_step[100] > by_step[20]
     alone = wdecomp.compare(base, run / "checkpoint-20").modules
@@ -248,3 +249,18 @@ def test_an_axis_that_is_none_is_a_value_error(tmp_path: Path) -> None:
         wdecomp.compare(base, run, axis="rows")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'none' is no axis"):
         wdecomp.compare(base, run, axis="none")  # type: ignore[arg-type]
+
+
+def test_an_adapter_that_nearly_cancels_its_base_is_measured_directly(tmp_path: Path) -> None:
+    a, b = torch.rand(1, 12) + 0.5, torch.rand(9, 1) + 0.5
+    name = "layers.0.q_proj"
+    base = write_full(tmp_path / "base", {f"{name}.weight": b @ a})
+    lora = write_adapter(tmp_path / "lora", {name: (a, -b * (1 - 2**-12))}, lora_alpha=1)
+    results = wdecomp.compare(base, lora, columns="both")
+    weight = (b @ a).double()
+    left = weight + ((-b * (1 - 2**-12)) @ a).double()
+    for axis in ("output", "input"):
+        want = wdecomp.column_delta(weight, left, axis=axis)
+        got = results.columns("lora", axis=axis)
+        assert_allclose(got["delta_direction"], want.delta_direction, rtol=1e-3, atol=1e-12)
+        assert_allclose(got["delta_magnitude"], want.delta_magnitude, rtol=1e-6)

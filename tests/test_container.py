@@ -76,6 +76,22 @@ def test_steps_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     assert [step for step, _ in steps_of(tmp_path)] == [20, 100, 1000]
 
 
+def test_only_folders_named_by_a_step_are_steps(tmp_path: Path) -> None:
+    names = ["checkpoint-5", "checkpoint-٣", "checkpoint-" + "9" * 20, "checkpoint-5-old"]
+    for name in names:
+        write_full(tmp_path / name, tiny_llama(1))
+    (tmp_path / "checkpoint-6").write_text("a file")
+    assert steps_of(tmp_path) == [(5, tmp_path / "checkpoint-5")]
+    assert [steps_of(tmp_path / name)[0][0] for name in names] == [5, None, None, None]
+
+
+def test_one_step_in_two_folders_is_an_error(tmp_path: Path) -> None:
+    for name in ("checkpoint-7", "checkpoint-07"):
+        write_full(tmp_path / name, tiny_llama(1))
+    with pytest.raises(CheckpointError, match="checkpoint-07 and checkpoint-7 are both step 7"):
+        steps_of(tmp_path)
+
+
 def test_an_adapter_beside_a_model_asks_which_is_meant(tmp_path: Path) -> None:
     write_full(tmp_path, tiny_llama(1))
     write_adapter(tmp_path, low_rank(tiny_llama(1)))
@@ -85,9 +101,22 @@ def test_an_adapter_beside_a_model_asks_which_is_meant(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "model.safetensors").adapter_config is None
 
 
-@pytest.mark.parametrize("text", ["[1]", "{", '{"a": 1, "a": 2}', '{"a": NaN}'])
+@pytest.mark.parametrize("text", ["[1]", "{", '{"a": 1, "a": 2}', '{"a":' * 50_000])
 def test_a_damaged_config_names_its_file(text: str, tmp_path: Path) -> None:
     folder = write_full(tmp_path, tiny_llama(1))
     (folder / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json: "):
         open_checkpoint(folder)
+
+
+def test_the_infinity_in_a_config_of_mamba_is_no_mistake(tmp_path: Path) -> None:
+    folder = write_full(tmp_path, tiny_llama(1))
+    text = '{"model_type": "mamba2", "time_step_limit": [0.0, Infinity]}'
+    (folder / "config.json").write_text(text)
+    assert open_checkpoint(folder).model_type == "mamba2"
+
+
+def test_an_empty_adapter_config_is_there_all_the_same(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path, low_rank(tiny_llama(1)))
+    (folder / "adapter_config.json").write_text("{}")
+    assert open_checkpoint(folder).adapter_config == {}

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from wdecomp.checkpoint.matrix import read_whole
 from wdecomp.dtypes import widen
 from wdecomp.errors import CheckpointError
 
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+READ_BY_OTHERS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.bool, torch.uint8, torch.int64]
 TENSORS = {
     "a.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
     "b": torch.ones(4, dtype=torch.bfloat16),
@@ -24,6 +27,7 @@ TENSORS = {
     "scalar": torch.tensor(2.0),
     "none": torch.ones(0, 7),
     "index": torch.arange(5),
+    "emptied": torch.ones(3, 5, 0),
 }
 
 
@@ -38,19 +42,40 @@ def _split(blob: bytes) -> tuple[bytes, bytes]:
     return blob[8 : 8 + length], blob[8 + length :]
 
 
+Seen = dict[str, tuple[str, list[int], bytes]]  # dtype, shape and bytes by name
+
+
+def _as_we_see(path: Path) -> Seen:
+    blob = path.read_bytes()
+    return {
+        name: (t.dtype, list(t.shape), blob[t.offset : t.offset + t.nbytes])
+        for name, t in read_header(path).tensors.items()
+    }
+
+
+def _as_safetensors_sees(path: Path) -> Seen:
+    return {
+        name: (t["dtype"], t["shape"], bytes(t["data"]))
+        for name, t in deserialize(path.read_bytes())
+    }
+
+
 def test_every_tensor_is_where_safetensors_put_it(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    save_file(TENSORS, path, {"format": "pt"})
-    header = read_header(path)
-    assert {n: t.shape for n, t in header.tensors.items()} == {
-        n: tuple(t.shape) for n, t in TENSORS.items()
-    }
-    for name in ("a.weight", "b", "ü/\n"):
-        stored = header.tensors[name]
-        assert torch.equal(
-            torch.from_numpy(widen(read_whole(stored)).copy()), TENSORS[name].float()
-        )
-    assert header.shard.size == path.stat().st_size
+    numbers = torch.arange(6).reshape(2, 3)
+    typed = {str(dtype): numbers.to(dtype) for dtype in (*FLOATS, *READ_BY_OTHERS)}
+    save_file(TENSORS | typed, path, {"format": "pt"})
+    assert _as_we_see(path) == _as_safetensors_sees(path)
+    assert _as_we_see(path).keys() == (TENSORS | typed).keys()
+    assert read_header(path).shard.size == path.stat().st_size
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_numbers_are_read_as_they_were_saved(dtype: torch.dtype, tmp_path: Path) -> None:
+    saved = torch.tensor([[1.5, -0.0, 3e-5], [float("inf"), -65504.0, 6e-8]]).to(dtype)
+    save_file({"a": saved}, tmp_path / "x.safetensors")
+    read = widen(read_whole(read_header(tmp_path / "x.safetensors").tensors["a"]))
+    assert read.tolist() == saved.tolist()
 
 
 def _entry(dtype: object = "F32", shape: object = (2, 2), offsets: object = (0, 16)) -> object:
@@ -68,12 +93,7 @@ MALFORMED: dict[str, tuple[bytes, bytes, str]] = {
         bytes(24),
         "neither overlap nor leave holes",
     ),
-    "one name twice": (
-        b'{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},'
-        b'"\\u0061":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
-        DATA,
-        "the key 'a' stands there twice",
-    ),
+    "one name twice": (b'{"a":1,"\\u0061":2}', b"", "the key 'a' stands there twice"),
     "dtype as a map": (json.dumps({"a": _entry({"F32": None})}).encode(), DATA, "dtype is"),
     "entry as a list": (json.dumps({"a": ["F32", [2, 2], [0, 16]]}).encode(), DATA, "the keys"),
     "unknown dtype": (json.dumps({"a": _entry("F33")}).encode(), DATA, "dtype is 'F33'"),
@@ -83,6 +103,16 @@ MALFORMED: dict[str, tuple[bytes, bytes, str]] = {
     "fractional size": (json.dumps({"a": _entry(shape=(2.0, 2))}).encode(), DATA, "shape is"),
     "minus zero": (GOOD.replace(b"[0,", b"[-0,").replace(b"[0, ", b"[-0, "), DATA, "-0 is not"),
     "shape too large": (json.dumps({"a": _entry(shape=(2, 3))}).encode(), DATA, "has 24 bytes"),
+    "shape overflows before a zero": (
+        json.dumps({"a": _entry(shape=(2**40, 2**40, 0), offsets=(0, 0))}).encode(),
+        b"",
+        "more than 64 bits",
+    ),
+    "shape is astronomic": (
+        json.dumps({"a": _entry(shape=(2**62,) * 100_000)}).encode(),
+        DATA,
+        "more than 64 bits",
+    ),
     "shape overflows": (json.dumps({"a": _entry(shape=(2**40, 2**40))}).encode(), DATA, "bytes"),
     "offsets reversed": (json.dumps({"a": _entry(offsets=(16, 0))}).encode(), DATA, "begin, end"),
     "NaN": (GOOD.replace(b"16", b"NaN"), DATA, "NaN is not a number"),
@@ -101,6 +131,25 @@ def test_malformed_headers_are_refused_with_the_file_named(kind: str, tmp_path: 
     with pytest.raises(CheckpointError, match=message) as refused:
         read_header(path)
     assert str(refused.value).startswith(str(path))
+
+
+TWICE = b'{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},%b}'
+ACCEPTED_BY_SAFETENSORS = {
+    "twice the same": TWICE % b'"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}',
+    "twice, another shape": TWICE % b'"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}',
+    "twice, another dtype": TWICE % b'"a":{"dtype":"I32","shape":[2,2],"data_offsets":[0,16]}',
+    "twice, escaped": TWICE % b'"\\u0061":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}',
+    "dtype as a map": b'{"a":{"dtype":{"F32":null},"shape":[2,2],"data_offsets":[0,16]}}',
+    "entry as a list": b'{"a":["F32",[2,2],[0,16]]}',
+}
+
+
+@pytest.mark.parametrize("kind", ACCEPTED_BY_SAFETENSORS)
+def test_what_safetensors_lets_through_is_refused_here(kind: str, tmp_path: Path) -> None:
+    path = _file(tmp_path, ACCEPTED_BY_SAFETENSORS[kind], DATA)
+    assert list(_as_safetensors_sees(path)) == ["a"]
+    with pytest.raises(CheckpointError):
+        read_header(path)
 
 
 IMPOSTORS = {
@@ -129,6 +178,15 @@ def test_a_pipe_is_refused_and_does_not_hang(tmp_path: Path) -> None:
         read_header(tmp_path / "x.safetensors")
 
 
+EXTREMES = [0, 1, 2**31, 2**32, 2**40, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64]
+
+
+def _with_an_extreme_number(text: bytearray, at: int) -> bytes:
+    """The first number from a position on is replaced by one at the border of an integer type."""
+    extreme = str(EXTREMES[at % len(EXTREMES)]).encode()
+    return bytes(text[:at]) + re.sub(rb"\d+", extreme, bytes(text[at:]), count=1)
+
+
 def _mutations(header: bytes, dice: random.Random) -> bytes:
     """A header with one to three small faults."""
     changed = bytearray(header)
@@ -137,6 +195,7 @@ def _mutations(header: bytes, dice: random.Random) -> bytes:
         lambda i: changed.insert(i, dice.choice(b'0123456789-.eE{}[]",:\\ ')),
         lambda i: changed.__delitem__(i),
         lambda i: changed.__setitem__(slice(i, i), changed[i : i + dice.randrange(1, 60)]),
+        lambda i: changed.__setitem__(slice(None), _with_an_extreme_number(changed, i)),
     ]
     for _ in range(dice.randrange(1, 4)):
         dice.choice(edits)(dice.randrange(len(changed)))
@@ -144,22 +203,20 @@ def _mutations(header: bytes, dice: random.Random) -> bytes:
 
 
 def test_no_mutated_header_is_accepted_that_safetensors_refuses(tmp_path: Path) -> None:
-    header, data = _split(save({n: t for n, t in TENSORS.items() if t.numel()}))
+    header, data = _split(save(TENSORS))
     dice = random.Random(0)
     accepted = 0
     for _ in range(4000):
         mutated = _mutations(header, dice)
         path = _file(tmp_path, mutated, data)
         try:
-            mine = read_header(path).tensors
+            mine = _as_we_see(path)
         except CheckpointError:
             continue
         accepted += 1
         try:
-            theirs = dict(deserialize(path.read_bytes()))
+            theirs = _as_safetensors_sees(path)
         except SafetensorError as error:
             pytest.fail(f"accepted {mutated!r}, which safetensors refuses: {error}")
-        assert {n: (t.dtype, list(t.shape)) for n, t in mine.items()} == {
-            n: (t["dtype"], t["shape"]) for n, t in theirs.items()
-        }
+        assert mine == theirs
     assert accepted > 50  # else nothing was compared

@@ -27,6 +27,8 @@ def _paired(folder: Path, base: Tensors, tuned: Tensors) -> Pairing:
         ("layers.0.q.weight", "module.layers.0.q.weight"),
         ("layers.0.q.weight", "_orig_mod.module.layers.0.q.weight"),
         ("layers.0.q.weight", "layers.0._fsdp_wrapped_module.q.weight"),
+        ("layers.0.q.weight", "_fsdp_wrapped_module.layers.0._checkpoint_wrapped_module.q.weight"),
+        ("module.layers.0.q.weight", "_orig_mod.layers.0.q.weight"),
         ("layers.0.q.weight", "base_model.model.layers.0.q.weight"),
         ("model.layers.0.q.weight", "layers.0.q.weight"),
         ("layers.0.q.weight", "bert.layers.0.q.weight"),
@@ -69,9 +71,110 @@ def test_another_classifier_is_left_out_and_another_layer_an_error(tmp_path: Pat
     assert [(g.tensor, g.reason) for g in found.left_out] == [
         ("classifier.weight", "another head: (2, 24) in the base, (5, 24) tuned")
     ]
+    assert "classifier.weight" not in found.matrices
     wrong = tensors | {"model.layers.0.self_attn.v_proj.weight": torch.ones(9, 24)}
     with pytest.raises(PairingError, match=r"base is \(8, 24\), tuned is \(9, 24\)"):
         _paired(tmp_path / "x", tensors, wrong)
+
+
+def test_other_models_are_told_by_what_each_of_them_holds(tmp_path: Path) -> None:
+    with pytest.raises(PairingError) as refused:
+        _paired(tmp_path, tiny_llama(1), {"encoder.fc.weight": torch.ones(3, 4)})
+    assert str(refused.value) == (
+        f"{tmp_path / 'b'}: none of its 1 tensors (encoder.fc.weight) is a matrix of "
+        f"{tmp_path / 'a'} (model.embed_tokens.weight, model.layers.0.mlp.down_proj.weight, "
+        "model.layers.0.self_attn.q_proj.weight and 2 more). These are different models."
+    )
+
+
+def test_one_model_of_which_nothing_can_be_read_is_not_called_another(tmp_path: Path) -> None:
+    packed = {name: tensor.to(torch.uint8) for name, tensor in tiny_llama(1).items()}
+    with pytest.raises(PairingError, match=r"stored as U8") as refused:
+        _paired(tmp_path, packed, tiny_llama(1))
+    assert "different models" not in str(refused.value)
+
+
+def test_a_checkpoint_without_tensors_is_called_that(tmp_path: Path) -> None:
+    with pytest.raises(PairingError, match=rf"^{tmp_path / 'b'}: holds no tensors\."):
+        _paired(tmp_path, tiny_llama(1), {})
+    with pytest.raises(PairingError, match=rf"^{tmp_path / 'x' / 'a'}: holds no tensors\."):
+        _paired(tmp_path / "x", {}, tiny_llama(1))
+
+
+@pytest.mark.parametrize(("base_rows", "tuned_rows"), [(50, 53), (53, 50)])
+def test_the_common_words_of_a_resized_vocabulary_are_compared(
+    base_rows: int, tuned_rows: int, tmp_path: Path
+) -> None:
+    name = "model.embed_tokens.weight"
+    found = _paired(
+        tmp_path,
+        tiny_llama(1) | {name: torch.ones(base_rows, 24)},
+        tiny_llama(1) | {name: torch.ones(tuned_rows, 24)},
+    )
+    assert found.matrices[name].shape == (24, 50)
+    assert [(g.side, g.tensor, g.reason) for g in found.left_out] == [
+        (
+            "tuned",
+            name,
+            f"resized: {base_rows} rows in the base, {tuned_rows} tuned; 50 are compared",
+        )
+    ]
+
+
+def test_a_resized_lm_head_is_compared_on_its_common_rows(tmp_path: Path) -> None:
+    head = "lm_head.weight"
+    found = _paired(
+        tmp_path,
+        tiny_llama(1) | {head: torch.ones(1000, 24)},
+        tiny_llama(1) | {head: torch.ones(1064, 24)},
+    )
+    assert found.matrices[head].shape == (1000, 24)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("vit.embeddings.position_embeddings", ((1, 9, 8), (1, 17, 8))),
+        ("vision_model.embeddings.position_embedding.weight", ((9, 8), (17, 8))),
+    ],
+)
+def test_positions_of_another_resolution_are_left_out(
+    name: str, shapes: tuple[tuple[int, ...], tuple[int, ...]], tmp_path: Path
+) -> None:
+    base, tuned = (tiny_llama(1) | {name: torch.ones(shape)} for shape in shapes)
+    found = _paired(tmp_path, base, tuned)
+    assert name not in found.matrices
+    assert [(g.tensor, g.reason) for g in found.left_out] == [
+        (name, f"another number of positions: {shapes[0]} in the base, {shapes[1]} tuned")
+    ]
+
+
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_an_embedding_that_is_no_matrix_ties_no_head(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    odd = {"model.embed_tokens.weight": torch.ones(shape)}
+    head = {"lm_head.weight": torch.ones(()), "head.weight": torch.ones(3, 4)}
+    found = _paired(tmp_path, tiny_llama(1) | odd, tiny_llama(1) | odd | head)
+    reasons = {g.tensor: g.reason for g in found.left_out if g.tensor in head}
+    assert reasons == dict.fromkeys(head, "no such tensor in the base")
+
+
+def test_matrices_are_output_by_input_however_they_are_stored(tmp_path: Path) -> None:
+    gpt2 = {
+        "transformer.wte.weight": torch.ones(50, 24),
+        "transformer.h.0.attn.c_attn.weight": torch.ones(24, 72),  # Conv1D: (input, output)
+        "transformer.h.0.attn.c_proj.weight": torch.ones(24, 24),
+        "lm_head.weight": torch.ones(50, 24),
+    }
+    base = open_checkpoint(write_full(tmp_path / "a", gpt2, config={"model_type": "gpt2"}))
+    found = pair(base, open_checkpoint(write_full(tmp_path / "b", gpt2)))
+    assert {name: (p.shape, p.base.input_first) for name, p in found.matrices.items()} == {
+        "transformer.wte.weight": ((24, 50), True),
+        "transformer.h.0.attn.c_attn.weight": ((72, 24), True),
+        "transformer.h.0.attn.c_proj.weight": ((24, 24), True),
+        "lm_head.weight": ((50, 24), False),
+    }
 
 
 def test_what_is_no_weight_is_left_out_with_its_reason(tmp_path: Path) -> None:
