@@ -1,6 +1,7 @@
 """Bad input through the command line: one clear line, exit code 1, nothing half-written."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,6 +100,65 @@ def _two_runs_of_one_name(folder: Path) -> list[Path]:
     return [_base(folder), *tuned]
 
 
+def _one_step_twice(folder: Path) -> list[Path]:
+    for name in ("checkpoint-7", "checkpoint-07"):
+        write_full(folder / "run" / name, moved(tiny_llama(1)))
+    return [_base(folder), folder / "run"]
+
+
+def _a_checkpoint_not_yet_written(folder: Path) -> list[Path]:
+    write_full(folder / "run" / "checkpoint-10", moved(tiny_llama(1)))
+    (folder / "run" / "checkpoint-20").mkdir()
+    return [_base(folder), folder / "run"]
+
+
+def _name_of_no_file(folder: Path) -> list[Path]:
+    return [_base(folder), folder / ("x" * 300)]
+
+
+def _unreadable(folder: Path) -> list[Path]:
+    bad = write_full(folder / "bad", tiny_llama(1))
+    (bad / "model.safetensors").chmod(0)
+    return [_base(folder), bad]
+
+
+def _pipe(folder: Path) -> list[Path]:
+    (folder / "bad").mkdir()
+    os.mkfifo(folder / "bad" / "model.safetensors")
+    return [_base(folder), folder / "bad"]
+
+
+def _astronomic_shape(folder: Path) -> list[Path]:
+    (folder / "bad").mkdir()
+    entry = {"dtype": "F32", "shape": [2**62] * 20, "data_offsets": [0, 0]}
+    text = json.dumps({"a.weight": entry}).encode()
+    blob = len(text).to_bytes(8, "little") + text
+    (folder / "bad" / "model.safetensors").write_bytes(blob)
+    return [_base(folder), folder / "bad"]
+
+
+def _astronomic_alpha(folder: Path) -> list[Path]:
+    factors = low_rank(tiny_llama(1))
+    return [_base(folder), write_adapter(folder / "lora", factors, lora_alpha=10**400)]
+
+
+def _damaged_config(folder: Path) -> list[Path]:
+    bad = write_full(folder / "bad", tiny_llama(1))
+    (bad / "config.json").write_text("{")
+    return [_base(folder), bad]
+
+
+def _no_tensors(folder: Path) -> list[Path]:
+    return [_base(folder), write_full(folder / "bad", {})]
+
+
+def _base_that_is_an_adapter_by_another_name(folder: Path) -> list[Path]:
+    lora = write_adapter(folder / "lora", low_rank(tiny_llama(1)))
+    renamed = lora / "weights.safetensors"
+    (lora / "adapter_model.safetensors").rename(renamed)
+    return [renamed, write_full(folder / "ft", moved(tiny_llama(1)))]
+
+
 def _nothing_beside_the_base(folder: Path) -> list[Path]:
     return [_base(folder)]
 
@@ -120,6 +180,16 @@ BAD: dict[Callable[[Path], list[Path]], str] = {
     _dora_without_magnitudes: "lora_magnitude_vector is missing for 2 of 2 modules",
     _rank_zero: "r is 0, expected a whole number of at least 1",
     _base_is_an_adapter_after_all: "no base is given",
+    _one_step_twice: "checkpoint-07 and checkpoint-7 are both step 7",
+    _a_checkpoint_not_yet_written: "checkpoint-20: no weights found",
+    _name_of_no_file: "cannot be read (File name too long)",
+    _unreadable: "model.safetensors: cannot be read (Permission denied)",
+    _pipe: "no weights found",
+    _astronomic_shape: "tensor 'a.weight': its sizes multiply to more than 64 bits can count",
+    _astronomic_alpha: "expected a number",
+    _damaged_config: "config.json: is not JSON",
+    _no_tensors: "bad: holds no tensors",
+    _base_that_is_an_adapter_by_another_name: "is an adapter, expected the base model",
     _two_runs_of_one_name: "would both be run 'ft'",
     _nothing_beside_the_base: "nothing to compare with it",
 }
@@ -134,6 +204,8 @@ def test_bad_checkpoints_end_in_one_line_and_leave_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if build is _unreadable and os.geteuid() == 0:
+        pytest.skip("root may read everything")
     paths = [str(path) for path in build(tmp_path)]
     if command == "inspect" and build is _nothing_beside_the_base:
         pytest.skip("inspecting one checkpoint is no mistake")
@@ -145,6 +217,7 @@ def test_bad_checkpoints_end_in_one_line_and_leave_nothing(
     assert stopped.value.code == 1
     assert out == ""
     assert err.startswith("wdecomp: ")
+    assert str(tmp_path) in err or build is _nothing_beside_the_base
     assert err.count("\n") == 1
     assert BAD[build] in err
     assert sorted(tmp_path.rglob("*")) == before

@@ -113,7 +113,7 @@ MALFORMED: dict[str, tuple[bytes, bytes, str]] = {
         DATA,
         "more than 64 bits",
     ),
-    "shape overflows": (json.dumps({"a": _entry(shape=(2**40, 2**40))}).encode(), DATA, "bytes"),
+    "shape overflows": (json.dumps({"a": _entry(shape=(2**40, 2**40))}).encode(), DATA, "64 bits"),
     "offsets reversed": (json.dumps({"a": _entry(offsets=(16, 0))}).encode(), DATA, "begin, end"),
     "NaN": (GOOD.replace(b"16", b"NaN"), DATA, "NaN is not a number"),
     "lone surrogate": (b'{"\\ud800": 1}', b"", "is not JSON in UTF-8"),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from wdecomp.checkpoint import steps_of, weights_beside_steps
+from wdecomp.checkpoint import is_there, steps_of, weights_beside_steps
 from wdecomp.errors import CheckpointError, PairingError
 from wdecomp.names import Place
 
@@ -36,7 +36,7 @@ def parse_tuned(text: str) -> Tuned:
     Raises:
         CheckpointError: there is no such path, or its name cannot be a label.
     """
-    labelled = None if Path(text).exists() else LABELLED.fullmatch(text)
+    labelled = None if is_there(Path(text)) else LABELLED.fullmatch(text)
     path = Path(labelled["path"] if labelled else text)
     steps = steps_of(path)
     name = labelled["name"] if labelled else _label(path, steps)

@@ -69,12 +69,9 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
     result.left_out.extend(LeftOut(name, "base", reason) for name, reason in base.left_out)
     names = _with_tied_heads(base, entries, match(base.tensors, entries))
     for name, entry in entries.items():
-        _place(result, base, tuned, name, names[name], entry)
+        _account_for(result, base, tuned, name, names[name], entry)
     if not result.matrices:
-        raise PairingError(
-            f"{tuned.path}: none of its {len(entries)} tensors ({some(list(entries))}) is a matrix "
-            f"of {base.path} ({some(list(base.tensors))}). These are different models."
-        )
+        raise PairingError(_why_none(base, tuned, entries, result.left_out, names))
     if tuned.adapter_config is None:
         met = set(names.values())
         absent = (name for name in base.tensors if name not in met)
@@ -82,6 +79,29 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
             LeftOut(n, "base", "no such tensor in the tuned one") for n in absent
         )
     return result
+
+
+def _why_none(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    entries: dict[str, StoredTensor | LowRankUpdate],
+    left_out: list[LeftOut],
+    names: dict[str, str | None],
+) -> str:
+    """What to say where no matrix is left to compare."""
+    for checkpoint in (base, tuned):
+        if not checkpoint.tensors:
+            return f"{checkpoint.path}: holds no tensors."
+    for gone in left_out:
+        if gone.side == "tuned" and names.get(gone.tensor):
+            return (
+                f"{tuned.path}: none of its {len(entries)} tensors can be compared with "
+                f"{base.path}. {gone.tensor}: {gone.reason}."
+            )
+    return (
+        f"{tuned.path}: none of its {len(entries)} tensors ({some(list(entries))}) is a matrix "
+        f"of {base.path} ({some(list(base.tensors))}). These are different models."
+    )
 
 
 def _entries(
@@ -103,24 +123,26 @@ def _with_tied_heads(
 ) -> dict[str, str | None]:
     """Heads that the base does not store, because they are its input embedding."""
     embeddings = [
-        name for name in base.tensors if is_embedding(name) and place(name).module == "embedding"
+        name
+        for name, tensor in base.tensors.items()
+        if is_embedding(name) and place(name).module == "embedding" and len(tensor.shape) == 2
     ]
     if len(embeddings) != 1:
         return names
-    vocabulary, *width = base.tensors[embeddings[0]].shape
+    vocabulary, width = base.tensors[embeddings[0]].shape
     tied = {
         name: embeddings[0]
         for name, entry in entries.items()
         if names[name] is None
         and is_head(name)
         and name.endswith(".weight")
-        and list(entry.shape[1:]) == width
+        and entry.shape[1:] == (width,)
         and (entry.shape[0] == vocabulary or entry.shape[0] >= VOCABULARY)
     }
     return {**names, **tied}
 
 
-def _place(
+def _account_for(
     result: Pairing,
     base: Checkpoint,
     tuned: Checkpoint,
@@ -189,6 +211,8 @@ def _pair(
     theirs = right.tensor.shape
     if theirs == stored.shape:
         return Pair(parameter, at, left, right, left.shape), None
+    if at.module == "position" and theirs[-1:] == stored.shape[-1:]:
+        return None, f"another number of positions: {stored.shape} in the base, {theirs} tuned"
     rows = min(stored.shape[0], theirs[0])
     of_words = is_embedding(parameter) or (is_head(parameter) and rows >= VOCABULARY)
     if of_words and len(theirs) == len(stored.shape) and theirs[1:] == stored.shape[1:]:

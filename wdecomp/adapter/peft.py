@@ -47,9 +47,14 @@ def read_adapter(checkpoint: Checkpoint) -> Adapter:
     tensors = {key.removesuffix(".weight") if key.endswith(MAGNITUDE + ".weight") else key: tensor
                for key, tensor in checkpoint.tensors.items()}  # fmt: skip
     modules = sorted({key[: -len(end)] for key in tensors for end in (A, B) if key.endswith(end)})
-    updates = {_running(module): _update(module, tensors, config, where) for module in modules}
-    if not updates:
-        raise AdapterError(f"{where}: holds no lora_A and lora_B. It was saved empty.")
+    factors = {_running(module): _factors(module, tensors, where) for module in modules}
+    if not factors:
+        gone = (f"{key} is {reason}" for key, reason in _left_out(tensors))
+        raise AdapterError(
+            f"{where}: holds no lora_A and lora_B: {next(gone, 'it was saved empty')}."
+        )
+    scalings = config.scalings({module: a.shape[0] for module, (a, _, _) in factors.items()})
+    updates = {module: LowRankUpdate(*factors[module], scalings[module]) for module in factors}
     _check_magnitudes(config, updates, where)
     used = {module + end for module in modules for end in (A, B, MAGNITUDE)}
     rest = {key: tensor for key, tensor in tensors.items() if key not in used}
@@ -72,9 +77,10 @@ def _left_out(tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, str]]:
             yield key, reason
 
 
-def _update(
-    module: str, tensors: dict[str, StoredTensor], config: LoraConfig, where: str
-) -> LowRankUpdate:
+def _factors(
+    module: str, tensors: dict[str, StoredTensor], where: str
+) -> tuple[StoredTensor, StoredTensor, StoredTensor | None]:
+    """A, B and magnitude of one module, of shapes that fit."""
     for end in (A, B):
         if module + end not in tensors:
             raise AdapterError(f"{where}: {module + end} is missing. It was saved incompletely.")
@@ -101,8 +107,7 @@ def _update(
             f"{where}: {magnitude.name} is {magnitude.dtype} of shape {magnitude.shape}, expected "
             f"one floating-point magnitude per output, {b.shape[:1]}."
         )
-    scaling = config.scaling(_running(module), a.shape[0])
-    return LowRankUpdate(a, b, magnitude, scaling)
+    return a, b, magnitude
 
 
 def _check_magnitudes(config: LoraConfig, updates: dict[str, LowRankUpdate], where: str) -> None:

@@ -3,6 +3,7 @@
 from wdecomp.checkpoint.container import (
     Checkpoint,
     is_adapter,
+    is_there,
     open_checkpoint,
     steps_of,
     weights_beside_steps,
@@ -26,6 +27,7 @@ __all__ = [
     "ShardFile",
     "StoredTensor",
     "is_adapter",
+    "is_there",
     "open_checkpoint",
     "read_header",
     "read_whole",

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,7 +21,7 @@ ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 INDEX_SUFFIX = ".index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".distcp")
-STEP = re.compile(r"checkpoint-(\d+)")
+STEP = re.compile(r"checkpoint-([0-9]{1,18})")  # tables hold a step in 64 bits
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def steps_of(path: Path) -> list[tuple[int | None, Path]]:
     steps are the N. Weights beside those folders belong to no known step and are not read.
 
     Raises:
-        CheckpointError: nothing is there, or nothing that could be weights.
+        CheckpointError: nothing is there, or two folders are of one step.
     """
     with _readable(path):
         if not path.exists():
@@ -56,11 +57,16 @@ def steps_of(path: Path) -> list[tuple[int | None, Path]]:
         if not path.is_dir():
             return [(None, path)]
         found = ((STEP.fullmatch(child.name), child) for child in path.iterdir())
-        steps = [(int(match[1]), child) for match, child in found if match and child.is_dir()]
+        steps = sorted((int(m[1]), child) for m, child in found if m and child.is_dir())
+        for (step, one), (next_step, other) in pairwise(steps):
+            if step == next_step:
+                raise CheckpointError(
+                    f"{path}: {one.name} and {other.name} are both step {step}. Rename one."
+                )
         if steps:
-            return [*sorted(steps)]
-        step = STEP.fullmatch(path.name)
-        return [(int(step[1]) if step else None, path)]
+            return [*steps]
+        named = STEP.fullmatch(path.name)
+        return [(int(named[1]) if named else None, path)]
 
 
 def weights_beside_steps(path: Path) -> list[str]:
@@ -89,15 +95,16 @@ def _open(path: Path, file: Path) -> Checkpoint:
     else:
         header = read_header(file)
         tensors, shards, left_out = header.tensors, (header.shard,), ()
-    adapter_config = _config(folder / ADAPTER_CONFIG) if _is_adapter(tensors, file) else None
-    if adapter_config is not None and not adapter_config:
-        raise CheckpointError(
-            f"{file}: holds an adapter, and there is no {ADAPTER_CONFIG} beside it. "
-            "Its scaling is not known without one."
-        )
-    return Checkpoint(
-        path, tensors, shards, _config(folder / "config.json"), adapter_config, left_out
-    )
+    adapter_config = _adapter_config(file) if _is_adapter(tensors, file) else None
+    return Checkpoint(path, tensors, shards, _config(folder), adapter_config, left_out)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or folder; what cannot be one or be looked for is not there."""
+    try:
+        return path.exists()
+    except OSError:  # a name too long for a file, a folder that may not be searched
+        return False
 
 
 def is_adapter(path: Path) -> bool:
@@ -118,8 +125,19 @@ def _is_adapter(tensors: dict[str, StoredTensor], file: Path) -> bool:
     return file.name == ADAPTER or any(".lora_A." in name for name in tensors)
 
 
-def _config(file: Path) -> dict[str, Any]:
-    return strict_json.read_object(file) if file.exists() else {}
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"  # has an Infinity in it for Mamba-2 and its kin
+    return strict_json.read_object(file, finite=False) if file.exists() else {}
+
+
+def _adapter_config(file: Path) -> dict[str, Any]:
+    beside = file.parent / ADAPTER_CONFIG
+    if not beside.exists():
+        raise CheckpointError(
+            f"{file}: holds an adapter, and there is no {ADAPTER_CONFIG} beside it. "
+            "Its scaling is not known without one."
+        )
+    return strict_json.read_object(beside)
 
 
 def _weights_file(folder: Path) -> Path:

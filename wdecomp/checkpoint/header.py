@@ -7,7 +7,6 @@ which cover the rest of the file without holes or overlaps.
 import hashlib
 import stat
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,7 @@ def _tensor(name: str, entry: Any, file: Path, data_start: int) -> StoredTensor:
         raise CheckpointError(f"{where}: shape is {shape!r}, expected a list of sizes.")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError(f"{where}: data_offsets is {offsets!r}, expected [begin, end].")
-    bits, nbytes = prod(shape) * BITS[dtype], offsets[1] - offsets[0]
+    bits, nbytes = _bits(shape, dtype, where), offsets[1] - offsets[0]
     if bits != 8 * nbytes:
         raise CheckpointError(
             f"{where}: {dtype} of shape {tuple(shape)} has {bits / 8:,.0f} bytes, "
@@ -144,6 +143,16 @@ def _tensor(name: str, entry: Any, file: Path, data_start: int) -> StoredTensor:
 
 def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def _bits(shape: list[int], dtype: str, where: str) -> int:
+    """The size of a tensor; no product on the way to it may overflow, even if a 0 comes last."""
+    bits = BITS[dtype]
+    for size in shape:
+        bits *= size
+        if bits >= 2**64:
+            raise CheckpointError(f"{where}: its sizes multiply to more than 64 bits can count.")
+    return bits
 
 
 def _check_coverage(tensors: list[StoredTensor], file: Path, start: int, size: int) -> None:

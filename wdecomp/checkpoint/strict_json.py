@@ -10,8 +10,8 @@ from wdecomp.errors import CheckpointError
 MAX_CONFIG_BYTES = 100_000_000  # the index of a 91,000-tensor model has about 10 MB
 
 
-def parse(text: bytes, where: str) -> Any:
-    """The value of a JSON text in UTF-8, without duplicate keys, NaN or Infinity.
+def parse(text: bytes, where: str, finite: bool = True) -> Any:
+    """The value of a JSON text in UTF-8, without duplicate keys, and NaN or Infinity if `finite`.
 
     Raises:
         CheckpointError: the text is not that; the message starts with `where`.
@@ -37,7 +37,7 @@ def parse(text: bytes, where: str) -> Any:
         value = json.loads(
             text.decode("utf-8"),
             object_pairs_hook=no_duplicates,
-            parse_constant=no_constant,
+            parse_constant=no_constant if finite else float,
             parse_int=no_minus_zero,
         )
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # refuses lone surrogates
@@ -48,13 +48,13 @@ def parse(text: bytes, where: str) -> Any:
     return value
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+def read_object(file: Path, finite: bool = True) -> dict[str, Any]:
+    """The JSON object in a file, its numbers as `parse` takes them.
 
     Raises:
         CheckpointError: the file cannot be read, is oversized, or holds something else.
     """
-    value = parse(read_bytes(file), str(file))
+    value = parse(read_bytes(file), str(file), finite)
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: holds a {type(value).__name__}, expected a JSON object.")
     return value

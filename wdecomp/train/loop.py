@@ -21,7 +21,7 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class Settings:
-    """What one run is: with the model and the batches, it determines every byte written.
+    """What one run is: on one machine, with one model and its batches, every byte follows from it.
 
     Attributes:
         method: "full" trains every parameter, "lora" and "dora" train adapters on `targets`.
@@ -31,7 +31,8 @@ class Settings:
         save_steps: the steps after which a checkpoint is written.
         targets: last name components of the adapted layers.
         rank, alpha, dropout: of the adapters; their scaling is alpha / rank.
-        weight_decay: AdamW's, on every trained tensor: magnitudes, biases and norms as well.
+        weight_decay: AdamW's, on every trained tensor that the loss reaches: magnitudes, biases and
+            norms as well.
         warmup: steps until the learning rate reaches its peak.
         seed: of the initial A and of dropout.
         progress: draw a progress bar with the time left on stderr.
@@ -81,7 +82,7 @@ def train(
             value = loss(model, batch)
             value.backward()  # type: ignore[no-untyped-call]
             losses.append(value.item())
-            norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+            norm = torch.nn.utils.get_total_norm(_gradients(parameters))
             _check_finite(step, losses[-1], norm.item(), settings)
             optimizer.step()
             schedule.step()
@@ -123,6 +124,10 @@ def _prepare(model: PreTrainedModel, settings: Settings) -> list[nn.Parameter]:
             settings.dropout,
         )
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def _check_finite(step: int, loss: float, norm: float, settings: Settings) -> None:
