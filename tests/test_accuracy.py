@@ -1,6 +1,7 @@
 """ΔM and ΔD against exact arithmetic on the stored numbers, column by column."""
 
 import math
+from itertools import cycle
 from pathlib import Path
 
 import mpmath
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import write_full
+from builders import write_adapter, write_full
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import wdecomp
 from wdecomp.decomposition import rounding_floor, summarise
+from wdecomp.decomposition.kernel import STRIP
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 ROUNDING = {"rtol": 1e-13, "atol": 1e-15}  # a few float64 roundings of a short sum
@@ -35,12 +37,20 @@ def _exact(base: torch.Tensor, tuned: torch.Tensor) -> tuple[np.ndarray, ...]:
 
 def _check(base: torch.Tensor, tuned: torch.Tensor, delta: wdecomp.ColumnDelta) -> None:
     """The requirement, in every column."""
-    moved, turned, root_c, c_over_a = _exact(base, tuned)
-    assert_array_equal(delta.column, np.arange(len(base)))
-    assert np.all(delta.delta_direction >= 0)
+    _check_against(_exact(base, tuned), delta)
+
+
+def _check_against(exact: tuple[np.ndarray, ...], delta: wdecomp.ColumnDelta) -> None:
+    moved, turned, root_c, c_over_a = exact
+    assert_array_equal(delta.column, np.arange(len(moved)))
+    assert np.all((delta.delta_direction >= 0) & (delta.delta_direction <= 2))
     assert np.all(np.abs(delta.delta_magnitude - moved) <= 1e-6 * root_c)
     allowed = np.where(c_over_a <= 1, 1e-5 * turned + 1e-7 * c_over_a, 1e-6)
     assert np.all(np.abs(delta.delta_direction - turned) <= allowed)
+
+
+UPDATES = (1e-12, 1e-6, 1e-4, 1e-2, 1, 100, 1e12)
+SIZES = (1e25, 1e-25, 1e-4, 1e-38)  # the last two are subnormal in float16 and in float32, bfloat16
 
 
 def _pairs() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -49,16 +59,14 @@ def _pairs() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     w0 = torch.randn(7, 45, generator=random, dtype=torch.float64) * 0.02
     noise = torch.randn(7, 45, generator=random, dtype=torch.float64) * 0.02
     across = noise - (noise * w0).sum(1, True) / (w0 * w0).sum(1, True) * w0
-    pairs = {f"update {size:g}": (w0, w0 + size * noise) for size in (1e-6, 1e-4, 1e-2, 1, 100)}
+    pairs = {f"update {size:g}": (w0, w0 + size * noise) for size in UPDATES}
     pairs |= {
         f"turned {angle:g}": (w0, math.cos(angle) * w0 + math.sin(angle) * across)
         for angle in (4e-7, 1e-4, 0.1, 1.5, 3.0)
     }
     pairs |= {f"scaled {scale:g}": (w0, scale * w0) for scale in (1.01, 2, 1e-3, 1e-12, -1, -0.5)}
     pairs |= {f"shrunk {size:g}": (w0, size * noise) for size in (1e-3, 1e-6, 1e-12)}
-    pairs |= {
-        f"norms near {size:g}": (size * w0, size * (w0 + 1e-2 * noise)) for size in (1e25, 1e-25)
-    }
+    pairs |= {f"norms near {size:g}": (size * w0, size * (w0 + 1e-2 * noise)) for size in SIZES}
     return pairs
 
 
@@ -78,6 +86,13 @@ def test_every_column_is_right_to_the_stated_bound(name: str, dtype: torch.dtype
     _check(base, tuned, wdecomp.column_delta(base.T, tuned.T, axis="input"))
 
 
+def test_matrices_wider_than_a_strip_of_the_kernel_are_right() -> None:
+    base = torch.randn(3, STRIP + 37, generator=torch.Generator().manual_seed(0))
+    tuned = base + 1e-3 * base.roll(1, dims=1)
+    _check(base, tuned, wdecomp.column_delta(base, tuned))
+    _check(base.T, tuned.T, wdecomp.column_delta(base, tuned, axis="input"))
+
+
 def test_float32_cosine_similarity_breaks_the_bound_tenfold() -> None:
     base, tuned = (w.float() for w in _pairs()["update 0.0001"])
     _, turned, _, c_over_a = _exact(base, tuned)
@@ -88,33 +103,81 @@ def test_float32_cosine_similarity_breaks_the_bound_tenfold() -> None:
 
 def test_nothing_underflows_on_its_way_through_the_tables(tmp_path: Path) -> None:
     chosen = {n: p for n, p in _pairs().items() if "near" in n or "turned" in n or "e-12" in n}
+    stored = [
+        [w.to(dtype if all(_storable(w, dtype) for w in pair) else torch.float32) for w in pair]
+        for pair, dtype in zip(chosen.values(), cycle(DTYPES))
+    ]
     sides = [
-        {f"layers.{i}.q_proj.weight": pair[side].to(torch.float32 if i % 2 else torch.bfloat16)
-         for i, pair in enumerate(chosen.values())}
+        {f"layers.{i}.q_proj.weight": pair[side].clone() for i, pair in enumerate(stored)}
         for side in (0, 1)
-    ]  # fmt: skip
+    ]
     base, tuned = (write_full(tmp_path / n, s) for n, s in zip(("a", "b"), sides, strict=True))
     results = wdecomp.compare(base, tuned, columns="both")
     for parameter in sides[0]:
-        if torch.equal(sides[0][parameter], sides[1][parameter]):
+        w0, w = sides[0][parameter], sides[1][parameter]
+        if torch.equal(w0, w):
             continue
-        kept = results.columns("b", parameters=[parameter])
-        delta = wdecomp.ColumnDelta(
-            *(kept[c].to_numpy() for c in ("column", "magnitude_base", "delta_magnitude")),
-            kept["delta_direction"].to_numpy(), 0, 0, 0,
-        )  # fmt: skip
-        _check(sides[0][parameter], sides[1][parameter], delta)
+        _check(w0, w, _kept(results, parameter, "output"))
+        _check(w0.T, w.T, _kept(results, parameter, "input"))
 
 
-def test_broken_and_zero_columns_are_counted_and_have_no_entry() -> None:
-    base = torch.ones(6, 4)
-    tuned = torch.full((6, 4), 2.0)
+def _kept(results: wdecomp.Results, parameter: str, axis: str) -> wdecomp.ColumnDelta:
+    """Columns as they are on disk."""
+    kept = results.columns("b", parameters=[parameter], axis=axis)
+    figures = ("column", "magnitude_base", "delta_magnitude", "delta_direction")
+    return wdecomp.ColumnDelta(*(kept[name].to_numpy() for name in figures), 0, 0, 0)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-2])
+def test_a_dora_change_is_right_to_the_same_bound(size: float, tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    w0 = torch.randn(9, 40, generator=random).to(torch.bfloat16)
+    a, b = torch.randn(2, 40, generator=random), size * torch.randn(9, 2, generator=random)
+    w0_, low_rank = (
+        w.double().numpy().astype(np.longdouble) for w in (w0, b.double() @ a.double())
+    )
+    norm = np.sqrt(((w0_ + low_rank) ** 2).sum(1))
+    m = (norm * np.linspace(1 - size, 1 + 2 * size, 9)).astype(np.float32)
+    tuned = (m / norm)[:, None] * (w0_ + low_rank)
+    base = write_full(tmp_path / "base", {"layers.0.q_proj.weight": w0})
+    factors, magnitudes = {"layers.0.q_proj": (a, b)}, {"layers.0.q_proj": torch.tensor(m)}
+    dora = write_adapter(tmp_path / "b", factors, magnitudes, lora_alpha=2)
+    results = wdecomp.compare(base, dora, columns="both")
+    parameter = "layers.0.q_proj.weight"
+    _check_against(_extended(w0_, tuned), _kept(results, parameter, "output"))
+    _check_against(_extended(w0_.T, tuned.T), _kept(results, parameter, "input"))
+
+
+def _extended(w0: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ...]:
+    """As `_exact`, by subtraction: the 64 bits of longdouble leave 1e-19 where ΔD is 1e-9."""
+    a, ww, c = (w0 * w0).sum(1), (w * w).sum(1), ((w - w0) ** 2).sum(1)
+    turned = 1 - (w0 * w).sum(1) / np.sqrt(a * ww)
+    return np.sqrt(ww) - np.sqrt(a), turned, np.sqrt(c), c / a
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_broken_and_zero_columns_are_counted_and_have_no_entry(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    base = torch.ones(6, 4, dtype=dtype)
+    tuned = torch.full((6, 4), 2.0, dtype=dtype)
     base[1], tuned[2] = 0, 0
     base[3, 0], tuned[4, 1] = math.nan, math.inf
     delta = wdecomp.column_delta(base, tuned)
     assert (delta.n_columns, delta.n_zero, delta.n_nonfinite) == (6, 2, 2)
     assert_array_equal(delta.column, [0, 5])
     assert_array_equal(delta.delta_magnitude, [2.0, 2.0])
+    across = wdecomp.column_delta(base, tuned, axis="input")
+    assert (across.n_columns, across.n_zero, across.n_nonfinite) == (4, 0, 2)
+    assert_array_equal(across.column, [2, 3])
+    name = "layers.0.q_proj.weight"
+    sides = [write_full(tmp_path / n, {name: w}) for n, w in (("a", base), ("b", tuned))]
+    results = wdecomp.compare(*sides, columns="both")
+    counts = results.modules[["n_columns", "n_zero", "n_nonfinite"]].to_numpy()
+    assert_array_equal(counts, [[6, 2, 2], [4, 0, 2]])
+    assert_array_equal(_kept(results, name, "output").column, [0, 5])
+    assert_array_equal(_kept(results, name, "input").column, [2, 3])
+    assert results.modules[["delta_magnitude", "delta_direction"]].notna().all(axis=None)
 
 
 def test_three_four_five_doubled_moves_the_magnitude_by_five() -> None:
@@ -148,6 +211,21 @@ def test_scaling_moves_only_the_magnitude_and_rotation_only_the_direction(
     assert_allclose(turned.delta_magnitude, 0, atol=1e-13)
     cosine = (base * rotated).sum(1) / (base * base).sum(1)
     assert_allclose(turned.delta_direction, 1 - cosine, rtol=1e-11, atol=1e-13)
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None)
+def test_permuting_the_columns_permutes_the_results(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    base, noise = random.standard_normal((2, 5, 13))
+    order = random.permutation(5)
+    plain = wdecomp.column_delta(base, base + noise)
+    permuted = wdecomp.column_delta(base[order], (base + noise)[order])
+    across = wdecomp.column_delta(base[order].T, (base + noise)[order].T, axis="input")
+    for figures in ("magnitude_base", "delta_magnitude", "delta_direction"):
+        want = getattr(plain, figures)[order]
+        assert_allclose(getattr(permuted, figures), want, **ROUNDING)
+        assert_allclose(getattr(across, figures), want, **ROUNDING)
 
 
 def test_magnitude_times_direction_is_the_weight() -> None:
@@ -188,9 +266,16 @@ def test_an_update_across_the_columns_has_growth_ratio_one() -> None:
     assert_allclose(summarise(wdecomp.column_delta(base, tuned)).growth_ratio, 1, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "BF16"), (torch.float16, "F16")])
-def test_the_floor_is_what_rounding_really_does(dtype: torch.dtype, name: str) -> None:
-    weight = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0)) * 0.05
+@pytest.mark.parametrize(
+    ("dtype", "name", "size"),
+    [
+        (torch.bfloat16, "BF16", 0.05),
+        (torch.float16, "F16", 0.05),
+        (torch.float16, "F16", 2e-5),  # mostly subnormal
+    ],
+)
+def test_the_floor_is_what_rounding_really_does(dtype: torch.dtype, name: str, size: float) -> None:
+    weight = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0)) * size
     rounded = summarise(wdecomp.column_delta(weight, weight.to(dtype).float()))
     floor = rounding_floor(weight.double().numpy(), name)
     assert_allclose(floor, rounded.delta_direction, rtol=0.03)

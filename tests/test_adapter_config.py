@@ -128,7 +128,8 @@ def test_a_pattern_that_stalls_a_backtracking_engine_is_matched_at_once(
 KEYS = [
     "q_proj", "proj", "v_proj", ".*", r"layers\.\d+\.self_attn\.q_proj", "layers.(0|2).*", "q.proj",
     "^model.layers.0.self_attn.v_proj", "self_attn.(q|v)_proj$", "[a-p]+", "0.self_attn.q_proj",
-    "", "a|self_attn.v_proj", r"\w+_proj", "model", "(?:.+_)attn.v_proj", "q_proj.*", "Q_PROJ",
+    "", "a|self_attn.v_proj", "a|attn.v_proj", r"\w+_proj", "model", "(?:.+_)attn.v_proj",
+    "q_proj.*", "Q_PROJ",
 ]  # fmt: skip
 
 
@@ -144,6 +145,15 @@ def test_magnitudes_that_the_config_denies_are_a_contradiction(tmp_path: Path) -
     factors = low_rank(tiny_llama(1))
     write_adapter(tmp_path, factors, {Q: torch.ones(32), V: torch.ones(8)}, use_dora=False)
     with pytest.raises(AdapterError, match="use_dora is false, but there are"):
+        read_adapter(open_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("magnitude", [torch.ones(9), torch.ones(1, 8), torch.ones(8).int()])
+def test_a_magnitude_that_is_not_one_number_per_output_is_named(
+    magnitude: torch.Tensor, tmp_path: Path
+) -> None:
+    write_adapter(tmp_path, low_rank(tiny_llama(1)), {Q: torch.ones(32), V: magnitude})
+    with pytest.raises(AdapterError, match=rf"{V}.*expected one floating-point magnitude per out"):
         read_adapter(open_checkpoint(tmp_path))
 
 

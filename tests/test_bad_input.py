@@ -116,6 +116,14 @@ def _name_of_no_file(folder: Path) -> list[Path]:
     return [_base(folder), folder / ("x" * 300)]
 
 
+def _name_of_two_lines(folder: Path) -> list[Path]:
+    return [_base(folder), folder / "a\nb"]
+
+
+def _name_that_is_no_label(folder: Path) -> list[Path]:
+    return [_base(folder), write_full(folder / "(copy)", moved(tiny_llama(1)))]
+
+
 def _unreadable(folder: Path) -> list[Path]:
     bad = write_full(folder / "bad", tiny_llama(1))
     (bad / "model.safetensors").chmod(0)
@@ -183,6 +191,8 @@ BAD: dict[Callable[[Path], list[Path]], str] = {
     _one_step_twice: "checkpoint-07 and checkpoint-7 are both step 7",
     _a_checkpoint_not_yet_written: "checkpoint-20: no weights found",
     _name_of_no_file: "cannot be read (File name too long)",
+    _name_of_two_lines: "a b: there is no such file or folder",
+    _name_that_is_no_label: "'(copy)' cannot be a run's name",
     _unreadable: "model.safetensors: cannot be read (Permission denied)",
     _pipe: "no weights found",
     _astronomic_shape: "tensor 'a.weight': its sizes multiply to more than 64 bits can count",

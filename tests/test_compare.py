@@ -17,7 +17,8 @@ import wdecomp
 from wdecomp import comparison, scan
 from wdecomp.table import Results
 
-SUMS = {"rtol": 1e-9, "atol": 1e-15}  # float64 sums added up in another order, then divided
+SUMS = {"rtol": 1e-12, "atol": 1e-18}  # float64 sums in another order, divided: 4e-16 is reached
+FITS = {"rtol": 1e-9, "atol": 1e-12}  # of such figures; where layers are few, residuals cancel
 Q = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -71,7 +72,7 @@ def test_no_way_of_cutting_the_work_changes_a_table(
         other = wdecomp.compare(cut[0], f"b={cut[1]}", workers=workers)
     assert_frame_equal(plain.modules, other.modules, check_exact=False, **SUMS)
     assert_frame_equal(plain.facts, other.facts, check_exact=False, **SUMS)
-    assert_frame_equal(plain.fits, other.fits, check_exact=False, rtol=1e-6, atol=1e-12)
+    assert_frame_equal(plain.fits, other.fits, check_exact=False, **FITS)
 
 
 def test_checkpoints_become_steps_in_order(tmp_path: Path) -> None:

@@ -70,6 +70,12 @@ def test_every_tensor_is_where_safetensors_put_it(tmp_path: Path) -> None:
     assert read_header(path).shard.size == path.stat().st_size
 
 
+def test_an_empty_tensor_may_stand_behind_one_that_begins_there(tmp_path: Path) -> None:
+    header = {"a": _entry(), "none": _entry(shape=(0, 3), offsets=(0, 0))}
+    path = _file(tmp_path, json.dumps(header).encode(), DATA)
+    assert _as_we_see(path) == _as_safetensors_sees(path)
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_numbers_are_read_as_they_were_saved(dtype: torch.dtype, tmp_path: Path) -> None:
     saved = torch.tensor([[1.5, -0.0, 3e-5], [float("inf"), -65504.0, 6e-8]]).to(dtype)

@@ -1,5 +1,6 @@
 """Every tensor of both sides has its partner or a reason."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from wdecomp.checkpoint import open_checkpoint
 from wdecomp.errors import PairingError
-from wdecomp.matching import match
+from wdecomp.matching import match, unwrapped
 from wdecomp.pairing import Pairing, pair
 
 
@@ -39,6 +40,10 @@ def test_wrappers_and_leading_components_do_not_hide_a_name(base: str, tuned: st
     assert match([base, "other.weight"], [tuned]) == {tuned: base}
 
 
+def test_wrappers_are_taken_off_in_any_order() -> None:
+    assert unwrapped("base_model.model.module._orig_mod.base_model.model.a") == "a"
+
+
 def test_a_front_is_found_for_most_names_and_the_rest_still_match() -> None:
     base = ["model.a.weight", "model.b.weight", "lm_head.weight"]
     assert match(base, ["a.weight", "b.weight", "lm_head.weight"]) == {
@@ -61,6 +66,19 @@ def test_a_head_that_the_base_ties_is_paired_with_its_embedding(tmp_path: Path) 
     assert tied.base.tensor.name == "model.embed_tokens.weight"
     assert tied.shape == (50, 24)
     assert found.matrices["model.embed_tokens.weight"].shape == (24, 50)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("lm_head.weight", (50, 7)), ("score.weight", (2, 24)), ("lm_head.bias", (50,))],
+)
+def test_a_head_of_other_size_than_the_embedding_is_not_tied(
+    name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    found = _paired(tmp_path, tiny_llama(1), tiny_llama(1) | {name: torch.ones(shape)})
+    assert [(g.side, g.tensor, g.reason) for g in found.left_out] == [
+        ("tuned", name, "no such tensor in the base")
+    ]
 
 
 def test_another_classifier_is_left_out_and_another_layer_an_error(tmp_path: Path) -> None:
@@ -121,12 +139,15 @@ def test_the_common_words_of_a_resized_vocabulary_are_compared(
     ]
 
 
-def test_a_resized_lm_head_is_compared_on_its_common_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("base_rows", "tuned_rows"), [(1000, 1064), (1064, 1000)])
+def test_a_resized_lm_head_is_compared_on_its_common_rows(
+    base_rows: int, tuned_rows: int, tmp_path: Path
+) -> None:
     head = "lm_head.weight"
     found = _paired(
         tmp_path,
-        tiny_llama(1) | {head: torch.ones(1000, 24)},
-        tiny_llama(1) | {head: torch.ones(1064, 24)},
+        tiny_llama(1) | {head: torch.ones(base_rows, 24)},
+        tiny_llama(1) | {head: torch.ones(tuned_rows, 24)},
     )
     assert found.matrices[head].shape == (1000, 24)
 
@@ -147,6 +168,13 @@ def test_positions_of_another_resolution_are_left_out(
     assert [(g.tensor, g.reason) for g in found.left_out] == [
         (name, f"another number of positions: {shapes[0]} in the base, {shapes[1]} tuned")
     ]
+
+
+def test_positions_of_another_width_are_another_architecture(tmp_path: Path) -> None:
+    name = "vit.embeddings.position_embeddings"
+    base, tuned = (tiny_llama(1) | {name: torch.ones(1, 9, width)} for width in (8, 10))
+    with pytest.raises(PairingError, match=r"base is \(1, 9, 8\), tuned is \(1, 9, 10\)"):
+        _paired(tmp_path, base, tuned)
 
 
 @pytest.mark.parametrize("shape", [(), (5,)])
@@ -175,6 +203,21 @@ def test_matrices_are_output_by_input_however_they_are_stored(tmp_path: Path) ->
         "transformer.h.0.attn.c_proj.weight": ((24, 24), True),
         "lm_head.weight": ((50, 24), False),
     }
+
+
+def test_what_an_index_does_not_list_is_left_out_on_either_side(tmp_path: Path) -> None:
+    tensors = tiny_llama(1)
+    for side in "ab":
+        index = write_full(tmp_path / side, tensors, shards=2) / "model.safetensors.index.json"
+        listed = json.loads(index.read_text())
+        del listed["weight_map"]["model.norm.weight"]
+        index.write_text(json.dumps(listed))
+    found = pair(open_checkpoint(tmp_path / "a"), open_checkpoint(tmp_path / "b"))
+    reason = "in model-00002-of-00002.safetensors, but not listed there by " + index.name
+    assert sorted((g.side, g.tensor, g.reason) for g in found.left_out) == [
+        ("base", "model.norm.weight", reason),
+        ("tuned", "model.norm.weight", reason),
+    ]
 
 
 def test_what_is_no_weight_is_left_out_with_its_reason(tmp_path: Path) -> None:

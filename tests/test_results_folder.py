@@ -1,5 +1,9 @@
 """A results folder survives crashes, refuses what is not its own, and loses nothing."""
 
+import fcntl
+import hashlib
+import json
+import resource
 import signal
 import subprocess
 import sys
@@ -12,27 +16,49 @@ from builders import low_rank, moved, tiny_llama, write_adapter, write_full
 
 import wdecomp
 from wdecomp.errors import ResultsError
-from wdecomp.table import files
+from wdecomp.table import ResultsFolder, files
 
-# Runs a comparison in units of one matrix and dies, without cleaning up, at the k-th rename.
+# Runs a comparison in units of one matrix again and again, in forks, which import nothing anew.
+# Each dies without cleaning up at the k-th rename or removal, dies once more while it recovers, and
+# is then let finish. Prints, per k: the exit codes, and the files that lay there after each.
 DYING = """
-import os, sys
+import itertools, json, os, sys
 from pathlib import Path
 from wdecomp import comparison
 from wdecomp.scan import plan
-folder, die_at = Path(sys.argv[1]), int(sys.argv[2])
+folder = Path(sys.argv[1])
 plan.UNIT_BYTES = 1
-renamed = 0
-rename = Path.replace
-def counted(self, target):
-    global renamed
-    renamed += 1
-    if renamed == die_at:
-        os.kill(os.getpid(), 9)
-    return rename(self, target)
-Path.replace = counted
 runs = [folder / "ft", folder / "lora"]
-comparison.compare(folder / "base", *runs, out=folder / sys.argv[3], columns="both", workers=2)
+
+def run(out, die_at):
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    event_number = itertools.count(1)
+    def watch(event, arguments):
+        if event in {"os.rename", "os.rmdir", "shutil.rmtree"} and str(out) in str(arguments[0]):
+            if next(event_number) == die_at:
+                os.kill(os.getpid(), 9)
+    sys.addaudithook(watch)
+    try:
+        comparison.compare(folder / "base", *runs, out=out, columns="both", workers=2)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+def left(out):
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("*.*")}
+
+assert run(folder / "whole", 0) == 0
+codes, deaths = [-9], []
+while codes[0] == -9:
+    out = folder / f"killed-{len(deaths) + 1}"
+    codes, leavings = [], []
+    for die_at in (len(deaths) + 1, 4, 0):
+        codes.append(run(out, die_at))
+        leavings.append(left(out))
+    deaths.append([codes, leavings])
+print(json.dumps(deaths))
 """
 
 
@@ -52,27 +78,25 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     }
 
 
-def _run(folder: Path, die_at: int, out: str) -> int:
-    command = [sys.executable, "-c", DYING, str(folder), str(die_at), out]
-    return subprocess.run(command, capture_output=True, timeout=120, check=False).returncode
+def _is_part(name: str) -> bool:
+    return name.startswith("parts/") and name.endswith(".parquet")
 
 
-def test_killed_at_every_second_rename_the_tables_come_out_the_same(tmp_path: Path) -> None:
+def test_killed_at_every_step_the_tables_come_out_the_same(tmp_path: Path) -> None:
     folder = _inputs(tmp_path)
-    assert _run(folder, 0, "whole") == 0
+    command = [sys.executable, "-c", DYING, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    deaths = json.loads(done.stdout)
+    n_steps = 1 + 5 + 3 + 2 + 1 + 2  # plan, units, tables, columns of two runs, DONE, parts removed
+    assert [codes[0] for codes, _ in deaths] == [-signal.SIGKILL] * n_steps + [0]
+    assert all(codes[1] in (0, -signal.SIGKILL) and codes[2] == 0 for codes, _ in deaths)
+    assert any(".tmp-" in name for _, leavings in deaths for name in leavings[0])
     whole = _bytes(folder / "whole")
-    n_renames = 1 + 5 + 3 + 2 + 1  # plan, units, tables, columns of two runs, DONE
-    for die_at in range(1, n_renames + 1, 2):
-        out = f"killed-{die_at}"
-        assert _run(folder, die_at, out) == -signal.SIGKILL
-        committed = {p.name: p.stat().st_mtime_ns for p in folder.glob(f"{out}/parts/*.parquet")}
-        assert not (folder / out / "DONE.json").exists()
-        assert _run(folder, 4, out) in (0, -signal.SIGKILL)  # and again while it recovers
-        for part in folder.glob(f"{out}/parts/*.parquet"):
-            assert committed.get(part.name, part.stat().st_mtime_ns) == part.stat().st_mtime_ns
-        assert _run(folder, 0, out) == 0
-        got = {n: b for n, b in _bytes(folder / out).items() if ".tmp-" not in n}
-        assert got == whole
+    for i, (_, (first, second, _)) in enumerate(deaths):
+        kept = {name: at for name, at in first.items() if _is_part(name)}
+        recovered = "DONE.json" in second
+        assert recovered or {name: second.get(name) for name in kept} == kept
+        assert _bytes(folder / f"killed-{i + 1}") == whole
 
 
 def test_another_plan_is_refused_by_what_differs_and_restart_replaces(tmp_path: Path) -> None:
@@ -124,8 +148,6 @@ def test_a_table_that_is_gone_is_made_again_and_a_damaged_one_named(tmp_path: Pa
 
 
 def test_a_second_process_is_refused_at_once(tmp_path: Path) -> None:
-    import fcntl
-
     folder = _inputs(tmp_path)
     (folder / "out").mkdir()
     with (folder / "out" / ".lock").open("w") as lock:
@@ -155,6 +177,75 @@ def test_a_full_disk_ends_in_a_message_and_leaves_nothing_half_written(
     wdecomp.compare(folder / "base", folder / "ft", out=folder / "out")
 
 
+@pytest.mark.parametrize("most_bytes", [100, 4000, 7000])
+def test_a_file_that_cannot_grow_ends_in_a_message_too(most_bytes: int, tmp_path: Path) -> None:
+    folder = _inputs(tmp_path)
+    arguments, out = (folder / "base", folder / "ft"), folder / "out"
+    whole = wdecomp.compare(*arguments, out=folder / "whole").path
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+        with pytest.raises(ResultsError, match=r"cannot be written .*File too large"):
+            wdecomp.compare(*arguments, out=out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    half = _bytes(out)
+    assert "DONE.json" not in half
+    assert half == {name: content for name, content in _bytes(whole).items() if name in half}
+    wdecomp.compare(*arguments, out=out)
+    assert _bytes(out) == _bytes(whole)
+
+
+def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path: Path) -> None:
+    folder = _inputs(tmp_path)
+    out = wdecomp.compare(folder / "base", folder / "ft", out=folder / "out").path
+    before = _bytes(out)
+    for name in ("modules.parquet.tmp-7-0123abcd", "columns/ft/final.parquet.tmp-7-0123abcd"):
+        (out / name).write_text("half")
+    wdecomp.compare(folder / "base", folder / "ft", out=out)
+    assert _bytes(out) == before
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", "{}", ""])
+def test_a_damaged_record_is_named_or_made_again(damaged: str, tmp_path: Path) -> None:
+    folder = _inputs(tmp_path)
+    out = wdecomp.compare(folder / "base", folder / "ft", out=folder / "out").path
+    before = _bytes(out)
+    (out / "DONE.json").write_text(damaged)
+    wdecomp.compare(folder / "base", folder / "ft", out=out)
+    assert _bytes(out) == before
+    (out / "run.json").write_text(damaged)
+    with pytest.raises(ResultsError, match=r"run\.json: cannot be read|has schema None"):
+        wdecomp.read_results(out)
+    with pytest.raises(ResultsError, match="is no result of wdecomp"):
+        wdecomp.compare(folder / "base", folder / "ft", out=out)
+
+
+@pytest.mark.parametrize("at", [60, -200, None], ids=["page", "footer", "cut"])
+def test_a_damaged_part_is_named(
+    at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _inputs(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(ResultsFolder, "finish", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            wdecomp.compare(folder / "base", folder / "ft", out=folder / "out")
+    (part,) = (folder / "out" / "parts").iterdir()
+    content = bytearray(part.read_bytes())
+    if at is None:
+        del content[len(content) // 2 :]
+    else:
+        content[at] ^= 4
+    part.write_bytes(content)
+    with pytest.raises(ResultsError, match=rf"{part.name}: cannot be read"):
+        wdecomp.compare(folder / "base", folder / "ft", out=folder / "out")
+    wdecomp.compare(folder / "base", folder / "ft", out=folder / "out", restart=True)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_unfinished_results_and_other_schemas_are_refused_by_name(tmp_path: Path) -> None:
     folder = _inputs(tmp_path)
     out = folder / "out"
@@ -177,9 +268,6 @@ def test_one_row_group_for_each_matrix_and_axis(tmp_path: Path) -> None:
 
 
 def test_digests_in_done_are_those_of_the_files(tmp_path: Path) -> None:
-    import hashlib
-    import json
-
     folder = _inputs(tmp_path)
     wdecomp.compare(folder / "base", folder / "ft", out=folder / "out")
     done = json.loads((folder / "out" / "DONE.json").read_text())["sha256"]

@@ -4,8 +4,8 @@
     DoRA    W' = m·V/‖V‖ with V = W0 + s·BA                   Eq. (5)
             ΔW = (g − 1)·W0 + g·s·BA with g = m/‖V‖
 
-with one magnitude per output feature. ΔW is formed in float32 and never added to W0 or rounded
-to the dtype of the base, which would lose most of it.
+with one magnitude per output feature. ΔW is formed in float32, and ‖V‖ in float64. ΔW is never
+added to W0 or rounded to the dtype of the base, which would lose most of it.
 """
 
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class ChangeReader:
             return low_rank
         w0 = widen(base)
         complete = at.inputs == slice(0, self._base.shape[1])
-        norm = _row_norms(w0 + low_rank) if complete else self._norms[at.outputs]
+        norm = _row_norms(w0, low_rank) if complete else self._norms[at.outputs]
         magnitude = self._magnitude[at.outputs].astype(np.float64)
         # A zero row of V has no direction: W' is zero there, as a limit and as PEFT's is not.
         g = np.divide(magnitude, norm, out=np.zeros_like(norm), where=norm > 0)[:, None]
@@ -94,10 +94,12 @@ class ChangeReader:
         with MatrixReader(self._base) as reader:
             for at in self._base.rectangles(self._base.shape, BLOCK_BYTES):
                 w0 = reader.read(at)
-                squares[at.outputs] += _row_norms(widen(w0) + self._low_rank(at, like=w0)) ** 2
+                squares[at.outputs] += _row_norms(widen(w0), self._low_rank(at, like=w0)) ** 2
         return np.sqrt(squares)
 
 
-def _row_norms(matrix: Array) -> Floats:
-    squares: Floats = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)
+def _row_norms(w0: Array, low_rank: Array) -> Floats:
+    """‖V‖ of every row: V in float64, or its rounding would outweigh the change of a short run."""
+    v: Floats = np.add(w0, low_rank, dtype=np.float64)
+    squares: Floats = np.einsum("ij,ij->i", v, v)
     return np.sqrt(squares)

@@ -7,7 +7,8 @@ the name sees all of the content, after a power cut too; the second fsync makes 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,23 @@ def columns_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 FORMAT: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Says which file it was that could not be read.
+
+    Raises:
+        ResultsError: what is read inside is damaged or gone.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ResultsError(
+            f"{file}: cannot be read ({reason}). "
+            "Compare again with --restart, or into another folder."
+        ) from None
 
 
 def sha256(file: Path) -> str:

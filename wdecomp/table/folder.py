@@ -44,8 +44,10 @@ class ResultsFolder:
 
     def is_done(self) -> bool:
         """Whether the final tables are there, all of them."""
-        done = self.path / "DONE.json"
-        names = json.loads(done.read_bytes())["sha256"] if done.exists() else [done.name]
+        try:
+            names = json.loads((self.path / "DONE.json").read_bytes())["sha256"]
+        except (OSError, ValueError, TypeError, LookupError):  # none, or a damaged one
+            return False
         return all((self.path / name).exists() for name in names)
 
     def pending(self) -> list[int]:
@@ -126,9 +128,10 @@ def open_folder(path: Path, plan: dict[str, Any], restart: bool) -> Iterator[Res
             if restart:
                 _clear(path)
             _adopt(path, plan)
+            _remove_temporary(path)
             yield ResultsFolder(path, plan)
     except OSError as error:
-        raise ResultsError(f"{path}: cannot be written ({error.strerror}).") from None
+        raise ResultsError(f"{path}: cannot be written ({error.strerror or error}).") from None
 
 
 def _check_ours(path: Path) -> None:
@@ -148,8 +151,9 @@ def _check_ours(path: Path) -> None:
 
 def _is_plan(file: Path) -> bool:
     try:
-        return "wdecomp" in json.loads(file.read_bytes())
-    except (OSError, ValueError, TypeError):
+        plan = json.loads(file.read_bytes())
+        return isinstance(plan, dict) and "wdecomp" in plan
+    except (OSError, ValueError):
         return False
 
 
@@ -167,6 +171,13 @@ def _clear(path: Path) -> None:
         if child.is_dir():
             shutil.rmtree(child)
         else:
+            child.unlink()
+
+
+def _remove_temporary(path: Path) -> None:
+    """What killed processes were writing; whoever holds the folder knows that they are gone."""
+    for child in path.rglob("*.tmp-*"):
+        if TEMPORARY.fullmatch(child.name):
             child.unlink()
 
 

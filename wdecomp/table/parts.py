@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wdecomp.dtypes import Array, Floats
-from wdecomp.table.files import columns_writer
+from wdecomp.table.files import columns_writer, reading
 from wdecomp.table.schema import COLUMNS
 
 FOOTER = b"wdecomp"
@@ -58,13 +58,14 @@ def write_part(path: Path, part: Part) -> None:
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """A part's rows of modules and of facts."""
-    footer = _footer(pq.read_schema(path))
-    return footer["modules"], footer["facts"]
+    with reading(path):
+        footer = _footer(pq.read_schema(path))
+        return footer["modules"], footer["facts"]
 
 
 def read_groups(path: Path, run: tuple[str, int | None]) -> Iterator[pa.Table]:
     """A part's row groups of one run and step, one after another."""
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         groups = _footer(file.schema_arrow)["groups"]
         for i, (name, step) in enumerate(groups):
             if (name, step) == run:

@@ -1,8 +1,6 @@
 """A finished comparison, read back."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wdecomp.errors import ResultsError
+from wdecomp.table.files import reading
 from wdecomp.table.schema import VERSION
 
 
@@ -29,8 +28,12 @@ class Results:
     @cached_property
     def run(self) -> dict[str, Any]:
         """run.json: inputs, options, versions, units of work, what was left out and why."""
-        record: dict[str, Any] = json.loads((self.path / "run.json").read_bytes())
-        return record
+        file = self.path / "run.json"
+        with reading(file):
+            record = json.loads(file.read_bytes())
+            if not isinstance(record, dict):
+                raise ValueError("no JSON object")
+            return record
 
     @cached_property
     def modules(self) -> pd.DataFrame:
@@ -85,7 +88,7 @@ class Results:
         words = ["parameter", "axis"]  # as categories: a name is kept once, not in every row
         wanted = None if parameters is None else set(parameters)
         with (
-            _reading(file),
+            reading(file),
             pq.ParquetFile(file, page_checksum_verification=True, read_dictionary=words) as parquet,
         ):
             tables = [parquet.schema_arrow.empty_table()]
@@ -105,7 +108,7 @@ class Results:
 
     def _table(self, name: str) -> pd.DataFrame:
         file = self.path / name
-        with _reading(file):
+        with reading(file):
             return _pandas(pq.read_table(file, page_checksum_verification=True))
 
 
@@ -130,17 +133,6 @@ def read_results(path: str | Path) -> Results:
 def columns_file(run: str, step: int | None) -> str:
     """Where a run's columns at one step are, inside the results folder."""
     return f"columns/{run}/{'final' if step is None else f'step-{step}'}.parquet"
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise ResultsError(
-            f"{file}: cannot be read ({reason}). Compare again with --restart."
-        ) from None
 
 
 def _row_groups(metadata: Any) -> list[tuple[str, str]]:
