@@ -254,6 +254,16 @@ def test_an_output_that_holds_something_else_is_refused_and_untouched(
     assert [p for p in tmp_path.rglob("*") if p.is_relative_to(out) and p.is_file()] == [kept]
 
 
+def test_an_output_of_an_impossible_name_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, tuned = _base(tmp_path), write_full(tmp_path / "ft", moved(tiny_llama(1)))
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", str(base), str(tuned), "-q", "-o", str(tmp_path / "a\udcff")])
+    assert stopped.value.code == 1
+    assert "cannot be a folder's name" in capsys.readouterr().err
+
+
 def test_unknown_modules_are_answered_with_the_known_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

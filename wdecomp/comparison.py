@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from wdecomp.checkpoint import Checkpoint, open_checkpoint
+from wdecomp.checkpoint import Checkpoint, is_there, open_checkpoint
 from wdecomp.decomposition import AXES, Axis
 from wdecomp.errors import CheckpointError, PairingError
 from wdecomp.inputs import Tuned, check_names, parse_tuned, place_filter
@@ -111,7 +111,7 @@ def _base(base: str | Path | None, tuned: list[Checkpoint]) -> Checkpoint:
         return open_checkpoint(Path(base))
     for checkpoint in tuned:
         named = (checkpoint.adapter_config or {}).get("base_model_name_or_path")
-        if isinstance(named, str) and Path(named).exists():
+        if isinstance(named, str) and is_there(Path(named)):
             return open_checkpoint(Path(named))
     raise CheckpointError(
         f"{tuned[0].path}: no base is given, and the one that its config names is not on this "

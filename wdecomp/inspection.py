@@ -23,7 +23,7 @@ def contents(path: str) -> dict[str, Any]:
             {
                 "path": str(checkpoint.path),
                 "step": step,
-                "kind": "adapter" if checkpoint.adapter_config else "full",
+                "kind": "adapter" if checkpoint.adapter_config is not None else "full",
                 "model_type": checkpoint.model_type,
                 "files": len(checkpoint.shards),
                 "bytes": sum(shard.size for shard in checkpoint.shards),

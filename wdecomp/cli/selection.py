@@ -30,9 +30,9 @@ layers_option = click.option(
 
 def split_base(paths: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
     """The base and the tuned ones; no base if the first path is an adapter or has a label."""
-    from wdecomp.checkpoint import is_adapter
+    from wdecomp.checkpoint import is_adapter, is_there
 
     first = Path(paths[0])
-    if not first.exists() and "=" in paths[0]:
+    if not is_there(first) and "=" in paths[0]:
         return None, paths
     return (None, paths) if is_adapter(first) else (paths[0], paths[1:])

@@ -46,7 +46,7 @@ def commit_json(target: Path, value: Any) -> None:
 
 def canonical(value: Any) -> bytes:
     """The bytes of a JSON value that is written here; equal values have equal bytes."""
-    return json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8") + b"\n"
+    return json.dumps(value, indent=1).encode("ascii") + b"\n"
 
 
 def commit_table(target: Path, table: pa.Table) -> None:

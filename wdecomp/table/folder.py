@@ -135,6 +135,8 @@ def open_folder(path: Path, plan: dict[str, Any], restart: bool) -> Iterator[Res
 
 
 def _check_ours(path: Path) -> None:
+    if not str(path).isprintable():  # Arrow takes no name that is not UTF-8
+        raise ResultsError(f"{str(path)!r}: cannot be a folder's name. Choose another with --out.")
     if not path.exists():
         return
     if not path.is_dir():
