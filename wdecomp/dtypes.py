@@ -29,6 +29,14 @@ STORED_AS: dict[str, npt.DTypeLike] = {
     "F64": np.float64,
 }
 
+# The array type of the bytes of every dtype that can be read at all, packed and scaled ones included.
+RAW: dict[str, npt.DTypeLike] = STORED_AS | {
+    "BOOL": np.uint8, "U8": np.uint8, "I8": np.int8,
+    "F8_E4M3": np.uint8, "F8_E5M2": np.uint8, "F8_E8M0": np.uint8,
+    "U16": np.uint16, "U32": np.uint32, "U64": np.uint64,
+    "I16": np.int16, "I32": np.int32, "I64": np.int64,
+}  # fmt: skip
+
 # Bits of the significand, the leading one included: rounding to nearest moves a number by at most
 # half a unit in the last of them.
 PRECISION = {"BF16": 8, "F16": 11, "F32": 24, "F64": 53}

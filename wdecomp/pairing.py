@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from wdecomp.adapter import LowRankUpdate, read_adapter
-from wdecomp.checkpoint import Checkpoint, Matrix, StoredTensor
+from wdecomp.checkpoint import Checkpoint, Matrix, StoredTensor, core_shape
 from wdecomp.dtypes import STORED_AS
 from wdecomp.errors import PairingError, some
 from wdecomp.matching import match
@@ -194,8 +194,8 @@ def _pair(
 ) -> tuple[Pair | None, str | None]:
     """The pair, if it is one, and what is to be said of what only one side has."""
     model_type = base.model_type or tuned.model_type
-    with_batch = stored.core_shape != stored.shape  # then it is a table of (item, dim)
-    input_first = len(stored.core_shape) == 2 and (
+    with_batch = core_shape(stored.shape) != stored.shape  # then it is a table of (item, dim)
+    input_first = len(core_shape(stored.shape)) == 2 and (
         with_batch or is_embedding(parameter) or stores_input_first(parameter, model_type)
     )
     left = Matrix(stored, input_first)

@@ -8,29 +8,47 @@ from wdecomp.checkpoint.container import (
     steps_of,
     weights_beside_steps,
 )
+from wdecomp.checkpoint.elements import LoadedTensor, PlainTensor, read_whole
 from wdecomp.checkpoint.header import Header, ShardFile, StoredTensor, read_header
 from wdecomp.checkpoint.matrix import (
     BLOCK_BYTES,
     Matrix,
     MatrixReader,
+    Ranges,
     Rectangle,
-    read_whole,
+    Weight,
+    core_shape,
+    count,
+    cut,
+    read_matrix,
+    whole,
 )
+from wdecomp.checkpoint.quantized import QuantizedTensor
 
 __all__ = [
     "BLOCK_BYTES",
     "Checkpoint",
     "Header",
+    "LoadedTensor",
     "Matrix",
     "MatrixReader",
+    "PlainTensor",
+    "QuantizedTensor",
+    "Ranges",
     "Rectangle",
     "ShardFile",
     "StoredTensor",
+    "Weight",
+    "core_shape",
+    "count",
+    "cut",
     "is_adapter",
     "is_there",
     "open_checkpoint",
     "read_header",
+    "read_matrix",
     "read_whole",
     "steps_of",
     "weights_beside_steps",
+    "whole",
 ]

@@ -38,16 +38,6 @@ class StoredTensor:
     offset: int  # of the first byte, from the start of the file
     nbytes: int
 
-    @property
-    def core_shape(self) -> tuple[int, ...]:
-        """Its shape without the batch dimension of one that tables of tokens are saved with.
-
-        ViT's `position_embeddings`, (1, N, D), is N×D; its `cls_token`, (1, 1, D), a vector.
-        """
-        if len(self.shape) != 3 or self.shape[0] != 1:
-            return self.shape
-        return self.shape[2:] if self.shape[1] == 1 else self.shape[1:]
-
 
 @dataclass(frozen=True)
 class ShardFile:

@@ -1,23 +1,30 @@
-"""A stored tensor seen as a matrix, (output, input), and read by rectangles.
+"""A stored tensor, or a part of one, seen as a matrix, (output, input), and read by rectangles.
 
 This is the one place where the orientation on disk is known. `nn.Linear` and convolutions store
 (output, input…); transformers' Conv1D and every embedding store (input, output). Above, all
 matrices are (output, input), and what is stored the other way comes out as a transposed view.
+
+A matrix may be a plane of a stack (one expert of many), and some of the outputs of what is stored
+(the queries of a fused projection).
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 
-from wdecomp.checkpoint.header import StoredTensor
+from wdecomp.checkpoint.elements import Elements, PlainTensor, open_elements
+from wdecomp.checkpoint.quantized import QuantizedTensor
 from wdecomp.dtypes import BITS, STORED_AS, Array
-from wdecomp.errors import CheckpointError
 
 BLOCK_BYTES = 1 << 20  # of the base: what stays in a core's second-level cache
+DECODED_BITS = 32  # of one element of a decoded weight
+
+Weight = PlainTensor | QuantizedTensor
+Ranges = tuple[range, ...]  # ascending indices, in pieces: what a fused tensor has of one kind
 
 
 @dataclass(frozen=True)
@@ -43,39 +50,64 @@ class Rectangle:
         return inside if min(inside.shape) > 0 else None
 
 
+def whole(shape: tuple[int, int]) -> Rectangle:
+    """All of a matrix."""
+    return Rectangle(slice(0, shape[0]), slice(0, shape[1]))
+
+
 @dataclass(frozen=True)
 class Matrix:
-    """One weight on disk as a matrix: (outputs, inputs)."""
+    """One weight on disk as a matrix: (outputs, inputs).
 
-    tensor: StoredTensor
-    input_first: bool  # stored (input, output)
+    tensor: where its numbers are.
+    input_first: stored (input, output).
+    plane: which matrix of a stack, (plane, rows, columns); None where the tensor is one matrix.
+    picked: which of the stored outputs are this matrix's; None for all.
+    """
+
+    tensor: Weight
+    input_first: bool
+    plane: int | None = None
+    picked: Ranges | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(outputs, inputs)."""
-        rows, columns = self.stored_shape
-        return (columns, rows) if self.input_first else (rows, columns)
+        outputs, inputs = self._stored_outputs_inputs
+        return (outputs if self.picked is None else count(self.picked)), inputs
 
     @property
     def is_vector(self) -> bool:
         """Whether it is 1-D: no weight with columns."""
-        return len(self.tensor.core_shape) == 1
+        return len(core_shape(self.tensor.shape)) == 1
 
     @property
     def dtype(self) -> str:
-        """As safetensors writes it: BF16, F16, F32, F64."""
+        """As safetensors writes it (BF16, F16, F32, F64), or the name of a quantisation."""
         return self.tensor.dtype
 
     @property
     def stored_shape(self) -> tuple[int, int]:
         """Rows and columns as they lie on disk; a vector is one row."""
-        shape = self.tensor.core_shape
+        if self.plane is not None:
+            return self.tensor.shape[1], self.tensor.shape[2]
+        shape = core_shape(self.tensor.shape)
         return (1, shape[0]) if len(shape) == 1 else (shape[0], prod(shape[1:]))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to read of the file for all of it."""
+        return self.tensor.nbytes * prod(self.shape) // max(prod(self.tensor.shape), 1)
+
+    @property
+    def _stored_outputs_inputs(self) -> tuple[int, int]:
+        rows, columns = self.stored_shape
+        return (columns, rows) if self.input_first else (rows, columns)
 
     def rectangles(self, shape: tuple[int, int], block_bytes: int) -> Iterator[Rectangle]:
         """The upper left `shape` of the matrix in pieces that lie together on disk."""
         rows, columns = reversed(shape) if self.input_first else shape
-        fit = max(block_bytes * 8 // BITS[self.dtype], 1)
+        fit = max(block_bytes * 8 // BITS.get(self.dtype, DECODED_BITS), 1)
         width = min(columns, fit)
         height = max(fit // max(columns, 1), 1)
         for top in range(0, rows, height):
@@ -98,66 +130,145 @@ class MatrixReader:
 
     def __init__(self, matrix: Matrix) -> None:
         self.matrix = matrix
-        self._dtype = np.dtype(STORED_AS[matrix.dtype])
+        self._dtype = np.dtype(STORED_AS.get(matrix.dtype, np.float32))
         self._buffer = np.empty(0, self._dtype)
         self._files = ExitStack()
 
     def __enter__(self) -> Self:
-        file = self.matrix.tensor.file
-        try:
-            self._stream = self._files.enter_context(file.open("rb", buffering=0))
-        except OSError as error:
-            raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from None
+        self._rows = self._files.enter_context(_open_rows(self.matrix))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._files.close()
 
     def read(self, at: Rectangle) -> Array:
-        """The stored numbers of a rectangle, (outputs, inputs), as `STORED_AS` types them."""
+        """The numbers of a rectangle, (outputs, inputs), as `STORED_AS` types them.
+
+        Quantised weights come out decoded, in float32.
+        """
+        picked = self.matrix.picked
+        outputs = (range(at.outputs.start, at.outputs.stop),)
+        if picked is not None:
+            outputs = cut(picked, at.outputs)
         if self.matrix.input_first:
-            return self._read_stored(at.inputs, at.outputs).T
-        return self._read_stored(at.outputs, at.inputs)
+            return self._some_columns(at.inputs, outputs).T
+        return self._some_rows(outputs, at.inputs)
 
     def beside(self, base: Array, at: Rectangle) -> Array:
         """The tuned weights of a rectangle; what the base holds there does not matter."""
         return self.read(at)
 
-    def _read_stored(self, rows: slice, columns: slice) -> Array:
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        if self._buffer.size < height * width:
-            self._buffer = np.empty(height * width, self._dtype)
-        block = self._buffer[: height * width].reshape(height, width)
-        stored_width = self.matrix.stored_shape[1]
-        if width == stored_width:
-            self._fill(block.reshape(-1), rows.start * width)
-        else:
-            for i, row in enumerate(block):
-                self._fill(row, (rows.start + i) * stored_width + columns.start)
+    def _some_rows(self, pieces: Ranges, columns: slice) -> Array:
+        block = self._block(count(pieces), columns.stop - columns.start)
+        top = 0
+        for piece in pieces:
+            for rows in [piece] if piece.step == 1 else [range(row, row + 1) for row in piece]:
+                self._rows.fill(block[top : top + len(rows)], rows.start, columns.start)
+                top += len(rows)
         return block
 
-    def _fill(self, numbers: Array, first: int) -> None:
-        tensor = self.matrix.tensor
-        into = numbers.view(np.uint8).data
-        try:
-            self._stream.seek(tensor.offset + first * numbers.itemsize)
-            while into:
-                got = self._stream.readinto(into)
-                if not got:
-                    raise CheckpointError(
-                        f"{tensor.file}: ended while {tensor.name!r} was read. "
-                        "The file was changed: run again when it is complete."
-                    )
-                into = into[got:]
-        except OSError as error:
-            raise CheckpointError(
-                f"{tensor.file}: tensor {tensor.name!r} cannot be read ({error.strerror})."
-            ) from None
+    def _some_columns(self, rows: slice, pieces: Ranges) -> Array:
+        """A span that holds all the columns is read, and what lies between them dropped."""
+        left, right = pieces[0].start, pieces[-1][-1] + 1
+        block = self._block(rows.stop - rows.start, right - left)
+        self._rows.fill(block, rows.start, left)
+        if count(pieces) == right - left:
+            return block
+        return np.concatenate([block[:, p.start - left : p.stop - left : p.step] for p in pieces], 1)
+
+    def _block(self, height: int, width: int) -> Array:
+        if self._buffer.size < height * width:
+            self._buffer = np.empty(height * width, self._dtype)
+        return self._buffer[: height * width].reshape(height, width)
 
 
-def read_whole(tensor: StoredTensor) -> Array:
-    """A small tensor (a factor of an adapter, a vector) in its own shape, as stored."""
-    matrix = Matrix(tensor, input_first=False)
-    rows, columns = matrix.shape
+def read_matrix(matrix: Matrix) -> Array:
+    """All of a matrix at once, (outputs, inputs): only where a formula cannot do with less."""
     with MatrixReader(matrix) as reader:
-        return reader.read(Rectangle(slice(0, rows), slice(0, columns))).reshape(tensor.shape)
+        return reader.read(whole(matrix.shape))
+
+
+def core_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the batch dimension of one that tables of tokens are saved with.
+
+    ViT's `position_embeddings`, (1, N, D), is N×D; its `cls_token`, (1, 1, D), a vector.
+    """
+    if len(shape) != 3 or shape[0] != 1:
+        return shape
+    return shape[2:] if shape[1] == 1 else shape[1:]
+
+
+def count(pieces: Sequence[range]) -> int:
+    """How many indices the pieces have together."""
+    return sum(len(piece) for piece in pieces)
+
+
+def cut(pieces: Sequence[range], wanted: slice) -> Ranges:
+    """The indices from `wanted.start` to `wanted.stop` of all that the pieces have.
+
+    >>> cut([range(0, 4), range(8, 12)], slice(2, 6))
+    (range(2, 4), range(8, 10))
+    """
+    found, first = [], 0
+    for piece in pieces:
+        low, high = max(wanted.start - first, 0), min(wanted.stop - first, len(piece))
+        if low < high:
+            found.append(piece[low:high])
+        first += len(piece)
+    return tuple(found)
+
+
+class _Rows(Protocol):
+    """The stored rows of one matrix."""
+
+    def fill(self, into: Array, top: int, left: int) -> None:
+        """Copies the rectangle of `into`'s shape whose upper left corner is given."""
+        ...
+
+
+def _open_rows(matrix: Matrix) -> AbstractContextManager[_Rows]:
+    if isinstance(matrix.tensor, QuantizedTensor):
+        return _DecodedRows(matrix, matrix.tensor)
+    return _PlainRows(matrix, matrix.tensor)
+
+
+class _PlainRows:
+    def __init__(self, matrix: Matrix, tensor: PlainTensor) -> None:
+        rows, self._width = matrix.stored_shape
+        self._start = (matrix.plane or 0) * rows * self._width
+        self._files = ExitStack()
+        self._tensor = tensor
+
+    def __enter__(self) -> Self:
+        self._elements: Elements = self._files.enter_context(open_elements(self._tensor))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def fill(self, into: Array, top: int, left: int) -> None:
+        if into.shape[1] == self._width:
+            self._elements.fill(into.reshape(-1), self._start + top * self._width)
+            return
+        for i, row in enumerate(into):
+            self._elements.fill(row, self._start + (top + i) * self._width + left)
+
+
+class _DecodedRows:
+    def __init__(self, matrix: Matrix, tensor: QuantizedTensor) -> None:
+        self._plane, self._tensor = matrix.plane or 0, tensor
+        self._files = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._decoder = self._files.enter_context(self._tensor.decoder())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def fill(self, into: Array, top: int, left: int) -> None:
+        height, width = into.shape
+        rows = self._decoder.rows(self._plane, slice(top, top + height))
+        into[:] = rows[:, left : left + width]
+
+

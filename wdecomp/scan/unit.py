@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from wdecomp.adapter import LowRankUpdate
-from wdecomp.checkpoint import BLOCK_BYTES
+from wdecomp.checkpoint import BLOCK_BYTES, core_shape
 from wdecomp.decomposition import Axis, summarise
 from wdecomp.pairing import Pair
 from wdecomp.scan.measure import Measured, measure, sampled_floor
@@ -90,7 +90,7 @@ def _facts(pair: Pair, found: Measured) -> dict[str, Any]:
     base, change = float(a_out.sum()), float(c_out.sum())
     low_rank = pair.tuned if isinstance(pair.tuned, LowRankUpdate) else None
     return {
-        "shape": list(pair.base.tensor.core_shape),
+        "shape": list(core_shape(pair.base.tensor.shape)),
         "dtype_base": pair.base.dtype,
         "dtype_tuned": pair.dtype_tuned,
         "unchanged": change == 0,
