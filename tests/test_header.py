@@ -13,8 +13,7 @@ import torch
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import save, save_file
 
-from wdecomp.checkpoint import read_header
-from wdecomp.checkpoint.matrix import read_whole
+from wdecomp.checkpoint import read_header, read_whole
 from wdecomp.dtypes import widen
 from wdecomp.errors import CheckpointError
 

@@ -29,7 +29,7 @@ STORED_AS: dict[str, npt.DTypeLike] = {
     "F64": np.float64,
 }
 
-# The array type of the bytes of every dtype that can be read at all, packed and scaled ones included.
+# The array type of the bytes of every dtype that can be read, those of codes and scales included.
 RAW: dict[str, npt.DTypeLike] = STORED_AS | {
     "BOOL": np.uint8, "U8": np.uint8, "I8": np.int8,
     "F8_E4M3": np.uint8, "F8_E5M2": np.uint8, "F8_E8M0": np.uint8,

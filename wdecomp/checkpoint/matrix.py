@@ -147,9 +147,8 @@ class MatrixReader:
         Quantised weights come out decoded, in float32.
         """
         picked = self.matrix.picked
-        outputs = (range(at.outputs.start, at.outputs.stop),)
-        if picked is not None:
-            outputs = cut(picked, at.outputs)
+        asked = at.outputs
+        outputs = (range(asked.start, asked.stop),) if picked is None else cut(picked, asked)
         if self.matrix.input_first:
             return self._some_columns(at.inputs, outputs).T
         return self._some_rows(outputs, at.inputs)
@@ -174,7 +173,8 @@ class MatrixReader:
         self._rows.fill(block, rows.start, left)
         if count(pieces) == right - left:
             return block
-        return np.concatenate([block[:, p.start - left : p.stop - left : p.step] for p in pieces], 1)
+        kept = [block[:, p.start - left : p.stop - left : p.step] for p in pieces]
+        return np.concatenate(kept, axis=1)
 
     def _block(self, height: int, width: int) -> Array:
         if self._buffer.size < height * width:
@@ -270,5 +270,3 @@ class _DecodedRows:
         height, width = into.shape
         rows = self._decoder.rows(self._plane, slice(top, top + height))
         into[:] = rows[:, left : left + width]
-
-
