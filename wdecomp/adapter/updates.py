@@ -1,11 +1,11 @@
-"""The merge formulas: what an adapter adds to its base, block by block.
+"""What an adapter adds to its base, block by block, whatever its formula.
 
-    LoRA    ΔW = s·BA                                         DoRA paper, Eq. (1)
-    DoRA    W' = m·V/‖V‖ with V = W0 + s·BA                   Eq. (5)
-            ΔW = (g − 1)·W0 + g·s·BA with g = m/‖V‖
+    DoRA    W' = m·V/‖V‖ with V = W0 + D                      DoRA paper, Eq. (5)
+            ΔW = (g − 1)·W0 + g·D with g = m/‖V‖
 
-with one magnitude per output feature. ΔW is formed in float32, and ‖V‖ in float64. ΔW is never
-added to W0 or rounded to the dtype of the base, which would lose most of it.
+where D is the change of any other kind (s·BA for DoRA proper), and ‖V‖ is taken per output feature
+or per input feature (a channel, in a convolution). D is formed in float32 or wider and ‖V‖ in
+float64. ΔW is never added to W0 or rounded to the dtype of the base, which would lose most of it.
 """
 
 from dataclasses import dataclass
@@ -14,35 +14,58 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from wdecomp.adapter.change import Index, Update, index, numbers
 from wdecomp.checkpoint import (
     BLOCK_BYTES,
     Matrix,
     MatrixReader,
+    PlainTensor,
+    Ranges,
     Rectangle,
-    StoredTensor,
-    read_whole,
+    cut,
+    read_matrix,
 )
+from wdecomp.decomposition import Axis
 from wdecomp.dtypes import Array, Floats, widen
 
 
 @dataclass(frozen=True)
-class LowRankUpdate:
-    """One module's LoRA or DoRA update, on disk: a is (r, in), b (out, r), magnitude (out,)."""
+class Magnitude:
+    """DoRA's m: one for every feature along an axis, in any shape."""
 
-    a: StoredTensor
-    b: StoredTensor
-    magnitude: StoredTensor | None
-    scaling: float
+    values: PlainTensor
+    axis: Axis = "output"
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """One matrix of the base as an adapter changes it.
+
+    update: of the module that the matrix is, or is a part of.
+    magnitude: what V is brought to, if it is.
+    module: the module's whole weight in the base, where its change depends on it.
+    outputs: which of the module's outputs the matrix has; None for all.
+    """
+
+    update: Update
+    magnitude: Magnitude | None
+    module: Matrix
+    outputs: Ranges | None = None
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(outputs, inputs) of the matrix that it changes."""
-        return self.b.shape[0], self.a.shape[1]
+    def tensors(self) -> tuple[PlainTensor, ...]:
+        """All that is to be read of the adapter."""
+        return (*self.update.tensors, *([self.magnitude.values] if self.magnitude else []))
 
     @property
-    def rank(self) -> int:
-        """The r of A and B."""
-        return self.a.shape[0]
+    def dtype(self) -> str:
+        """As its factors are stored."""
+        return self.tensors[0].dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to read of the adapter."""
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 class ChangeReader:
@@ -50,12 +73,13 @@ class ChangeReader:
 
     share: ClassVar[float] = 0.0
 
-    def __init__(self, update: LowRankUpdate, base: Matrix) -> None:
-        self._base = base
-        self._a = widen(read_whole(update.a)).astype(np.float32)
-        self._sb = widen(read_whole(update.b)).astype(np.float32) * np.float32(update.scaling)
-        magnitude = update.magnitude
-        self._magnitude = None if magnitude is None else widen(read_whole(magnitude))
+    def __init__(self, adapted: Adapted, base: Matrix) -> None:
+        self._base, self._adapted = base, adapted
+        self._change = adapted.update.load(adapted.module)
+        self._magnitude: Floats = np.empty(0)
+        if adapted.magnitude is not None:
+            values = numbers(adapted.magnitude.values)
+            self._magnitude = values.reshape(-1).astype(np.float64)
 
     def __enter__(self) -> Self:
         return self
@@ -64,42 +88,85 @@ class ChangeReader:
         return None
 
     def beside(self, base: Array, at: Rectangle) -> Array:
-        """ΔW of a rectangle, (outputs, inputs), float32, laid out in memory as `base` is."""
+        """ΔW of a rectangle, (outputs, inputs), laid out in memory as `base` is where it can be."""
         with np.errstate(all="ignore"):  # columns of NaN and infinity are counted further on
-            return self._change(base, at)
+            w0 = widen(base)
+            change = self._inner(w0, at)
+            magnitude = self._adapted.magnitude
+            if magnitude is None:
+                return change
+            g = self._growth(w0, change, at, magnitude.axis)
+            return (g - 1).astype(np.float32) * w0 + g.astype(np.float32) * change
 
-    def _change(self, base: Array, at: Rectangle) -> Array:
-        low_rank = self._low_rank(at, like=base)
-        if self._magnitude is None:
-            return low_rank
-        w0 = widen(base)
-        complete = at.inputs == slice(0, self._base.shape[1])
-        norm = _row_norms(w0, low_rank) if complete else self._norms[at.outputs]
-        magnitude = self._magnitude[at.outputs].astype(np.float64)
-        # A zero row of V has no direction: W' is zero there, as a limit and as PEFT's is not.
-        g = np.divide(magnitude, norm, out=np.zeros_like(norm), where=norm > 0)[:, None]
-        change: Array = (g - 1).astype(np.float32) * w0
-        change += g.astype(np.float32) * low_rank
-        return change
+    def _inner(self, w0: Array, at: Rectangle) -> Array:
+        """D of a rectangle."""
+        outputs = self._in_module(at.outputs)
+        inputs = self._adapted.module.shape[1]
+        partial_inputs = at.inputs != slice(0, inputs)
+        partial_outputs = self._adapted.outputs is not None or at.outputs != slice(
+            0, self._base.shape[0]
+        )
+        needs = self._change
+        if (needs.needs_inputs and partial_inputs) or (needs.needs_outputs and partial_outputs):
+            part: Array = self._whole[outputs][:, at.inputs]
+            return part
+        return self._change.delta(w0, outputs, at.inputs)
 
-    def _low_rank(self, at: Rectangle, like: Array) -> Array:
-        a, sb = self._a[:, at.inputs], self._sb[at.outputs]
-        product: Array = sb @ a if like.flags.c_contiguous else (a.T @ sb.T).T
-        return product
+    def _in_module(self, outputs: slice) -> Index:
+        pieces = self._adapted.outputs
+        return outputs if pieces is None else index(cut(pieces, outputs))
 
     @cached_property
-    def _norms(self) -> Floats:
+    def _whole(self) -> Array:
+        """D of all of the module: where a block does not hold what its formula needs."""
+        module = self._adapted.module
+        outputs, inputs = module.shape
+        w0 = widen(read_matrix(module))
+        return self._change.delta(w0, slice(0, outputs), slice(0, inputs)).astype(np.float32)
+
+    def _growth(self, w0: Array, change: Array, at: Rectangle, axis: Axis) -> Floats:
+        """The g = m/‖V‖ of a rectangle, to be multiplied with it."""
+        if axis == "input":
+            g = np.repeat(_ratio(self._magnitude, self._input_norms), self._kernel)
+            return g[at.inputs][None, :]
+        complete = at.inputs == slice(0, self._base.shape[1])
+        norms = np.sqrt(_squares(w0, change, 1)) if complete else self._output_norms[at.outputs]
+        return _ratio(self._magnitude[self._in_module(at.outputs)], norms)[:, None]
+
+    @cached_property
+    def _output_norms(self) -> Floats:
         """‖V‖ of every output, in a pass of its own: one block does not hold a whole output."""
         squares = np.zeros(self._base.shape[0])
         with MatrixReader(self._base) as reader:
             for at in self._base.rectangles(self._base.shape, BLOCK_BYTES):
-                w0 = reader.read(at)
-                squares[at.outputs] += _row_norms(widen(w0), self._low_rank(at, like=w0)) ** 2
+                w0 = widen(reader.read(at))
+                squares[at.outputs] += _squares(w0, self._inner(w0, at), 1)
         return np.sqrt(squares)
 
+    @property
+    def _kernel(self) -> int:
+        """How many columns an input channel has."""
+        return self._adapted.module.shape[1] // self._magnitude.size
 
-def _row_norms(w0: Array, low_rank: Array) -> Floats:
-    """‖V‖ of every row: V in float64, or its rounding would outweigh the change of a short run."""
-    v: Floats = np.add(w0, low_rank, dtype=np.float64)
-    squares: Floats = np.einsum("ij,ij->i", v, v)
-    return np.sqrt(squares)
+    @cached_property
+    def _input_norms(self) -> Floats:
+        """‖V‖ of every input channel over all outputs of the module."""
+        module = self._adapted.module
+        reader_of_module = ChangeReader(Adapted(self._adapted.update, None, module), module)
+        squares = np.zeros(module.shape[1])
+        with MatrixReader(module) as reader:
+            for at in module.rectangles(module.shape, BLOCK_BYTES):
+                w0 = widen(reader.read(at))
+                squares[at.inputs] += _squares(w0, reader_of_module._inner(w0, at), 0)
+        return np.sqrt(squares.reshape(-1, self._kernel).sum(axis=1))
+
+
+def _squares(w0: Array, change: Array, axis: int) -> Floats:
+    """Σv² along an axis: V in float64, or its rounding would outweigh the change of a short run."""
+    v: Floats = np.add(w0, change, dtype=np.float64)
+    return np.asarray(np.einsum("ij,ij->i" if axis else "ij,ij->j", v, v))
+
+
+def _ratio(magnitude: Floats, norm: Floats) -> Floats:
+    """m/‖V‖; a zero column of V has no direction: W' is zero there, as a limit (PEFT gives NaN)."""
+    return np.divide(magnitude, norm, out=np.zeros_like(norm), where=norm > 0)

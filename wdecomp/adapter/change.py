@@ -1,0 +1,89 @@
+"""What every merge formula ends in: ΔW of any part of one matrix."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from wdecomp.checkpoint import Matrix, PlainTensor, Ranges, count, read_whole
+from wdecomp.dtypes import Array, widen
+
+Index = slice | npt.NDArray[np.int64]
+
+
+class Change(Protocol):
+    """ΔW of one module's weight, its factors in memory.
+
+    needs_inputs, needs_outputs: whether a block must hold all inputs of its outputs (a rotation
+    of the input mixes them), or all outputs of its inputs.
+    """
+
+    needs_inputs: ClassVar[bool]
+    needs_outputs: ClassVar[bool]
+
+    def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
+        """ΔW, (outputs, inputs), of the rectangle in which the base holds `w0`."""
+        ...
+
+
+class Update(Protocol):
+    """What an adapter says of one module: tensors on disk and numbers, nothing read yet."""
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """(outputs, inputs) of the weight that it changes; None where any will do."""
+        ...
+
+    @property
+    def tensors(self) -> tuple[PlainTensor, ...]:
+        """All that is to be read of the adapter."""
+        ...
+
+    def load(self, weight: Matrix) -> Change:
+        """Its formula, with the factors read.
+
+        Args:
+            weight: of the module, for the formulas that start from the base's own numbers.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """ΔW = 0: a magnitude alone (NVlabs' Wdecompose_target_modules)."""
+
+    needs_inputs: ClassVar[bool] = False
+    needs_outputs: ClassVar[bool] = False
+    shape: ClassVar[None] = None
+    tensors: ClassVar[tuple[PlainTensor, ...]] = ()
+
+    def load(self, weight: Matrix) -> Change:
+        """Itself: there is nothing to read."""
+        return self
+
+    def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
+        """Zeros."""
+        return np.zeros_like(w0)
+
+
+def numbers(tensor: PlainTensor) -> Array:
+    """A factor in its own shape, in float32 (float64 if it is stored so)."""
+    return widen(read_whole(tensor))
+
+
+def index(pieces: Ranges) -> Index:
+    """Pieces of an axis as something to index an array with."""
+    if len(pieces) == 1:
+        return slice(pieces[0].start, pieces[0].stop, pieces[0].step)
+    return np.concatenate([np.arange(p.start, p.stop, p.step) for p in pieces])
+
+
+def positions(at: Index, size: int) -> npt.NDArray[np.int64]:
+    """The indices themselves."""
+    return np.arange(size)[at]
+
+
+def length(pieces: Ranges | None, size: int) -> int:
+    """How many indices there are, of `size` if no pieces are named."""
+    return size if pieces is None else count(pieces)

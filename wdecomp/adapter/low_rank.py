@@ -1,0 +1,226 @@
+"""Updates of low rank: ΔW = L·R with L (outputs, r) and R (r, inputs).
+
+LoRA      ΔW = s·BA                                    arXiv:2106.09685, Eq. (3)
+LoCon     R = Σ_q core[p, q, k]·A[q, in]               Tucker form of a convolution (LyCORIS)
+AdaLoRA   ΔW = s·B diag(E) A,  s = alpha/(r0 + 1e-5)   arXiv:2303.10512, Eq. (3); s as in PEFT
+VeRA      ΔW = diag(b) B diag(d) A, A and B frozen     arXiv:2310.11454, Eq. (2)
+DeLoRA    ΔW = B diag(λ/(r‖Aᵢ‖‖Bᵢ‖)) A diag(‖W‖)       arXiv:2503.18225, as in PEFT
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod, sqrt
+from typing import ClassVar
+
+import numpy as np
+
+from wdecomp.adapter.change import Index, numbers
+from wdecomp.checkpoint import Matrix, PlainTensor
+from wdecomp.dtypes import Array
+
+
+@dataclass(frozen=True)
+class Product:
+    """ΔW = left·right."""
+
+    left: Array  # (outputs, r)
+    right: Array  # (r, inputs)
+    needs_inputs: ClassVar[bool] = False
+    needs_outputs: ClassVar[bool] = False
+
+    def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
+        """Laid out in memory as `w0` is, for the kernel."""
+        left, right = self.left[outputs], self.right[:, inputs]
+        product: Array = left @ right if w0.flags.c_contiguous else (right.T @ left.T).T
+        return product
+
+
+@dataclass(frozen=True)
+class Expert:
+    """Which expert of a stack an update is about; all have their factors in the same two tensors.
+
+    A lists the experts' rows one expert after the other, B's columns run over the experts first.
+    transposed: A belongs to the outputs and B to the inputs.
+    """
+
+    which: int
+    of: int
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """LoRA, of linear layers, embeddings, convolutions (with a core: LoCon) and expert stacks.
+
+    a: (r, in…), b: (out, r…), core: (r, r, k…).
+    """
+
+    a: PlainTensor
+    b: PlainTensor
+    scaling: float
+    core: PlainTensor | None = None
+    expert: Expert | None = None
+
+    @property
+    def rank(self) -> int:
+        """The r of A and B, of one expert."""
+        return self.a.shape[0] // (self.expert.of if self.expert else 1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs·kernel) of the weight that it changes."""
+        kernel = self.core.shape[2:] if self.core else ()
+        shape = self.b.shape[0], prod(self.a.shape[1:]) * prod(kernel)
+        return (shape[1], shape[0]) if self.expert and self.expert.transposed else shape
+
+    @property
+    def tensors(self) -> tuple[PlainTensor, ...]:
+        """A, B and the core."""
+        return (self.a, self.b, *([self.core] if self.core else []))
+
+    def load(self, weight: Matrix) -> Product:
+        """The product s·B · A."""
+        a, b = _flat(numbers(self.a)), _flat(numbers(self.b)) * np.float32(self.scaling)
+        if self.core is not None:
+            a = tucker(numbers(self.core), a)
+        if self.expert is None:
+            return Product(b, a)
+        which, of = self.expert.which, self.expert.of
+        a, b = a.reshape(of, -1, a.shape[1])[which], b.reshape(b.shape[0], -1, of)[:, :, which]
+        return Product(a.T, b.T) if self.expert.transposed else Product(b, a)
+
+
+@dataclass(frozen=True)
+class AdaLora:
+    """a: (r, in), e: (r, 1), b: (out, r)."""
+
+    a: PlainTensor
+    e: PlainTensor
+    b: PlainTensor
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        """Of what pruning has left."""
+        return self.a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs)."""
+        return self.b.shape[0], self.a.shape[1]
+
+    @property
+    def tensors(self) -> tuple[PlainTensor, ...]:
+        """A, E and B."""
+        return self.a, self.e, self.b
+
+    def load(self, weight: Matrix) -> Product:
+        """The product s·B · diag(E) A."""
+        return Product(
+            numbers(self.b) * np.float32(self.scaling), numbers(self.a) * numbers(self.e)
+        )
+
+
+@dataclass(frozen=True)
+class Vera:
+    """lambda_b: (out,), lambda_d: (r,); the frozen matrices are shared, and saved or not.
+
+    a: (r, widest input), b: (widest output, r), or None: then they are drawn again from the key.
+    widest: (outputs, inputs) of the widest modules that share the matrices.
+    """
+
+    lambda_b: PlainTensor
+    lambda_d: PlainTensor
+    a: PlainTensor | None
+    b: PlainTensor | None
+    key: int
+    widest: tuple[int, int] | None = None
+
+    @property
+    def rank(self) -> int:
+        """Of the shared matrices."""
+        return self.lambda_d.shape[0]
+
+    @property
+    def shape(self) -> None:
+        """Any number of inputs will do."""
+        return None
+
+    @property
+    def tensors(self) -> tuple[PlainTensor, ...]:
+        """The two vectors, and the shared matrices if they are saved."""
+        return self.lambda_b, self.lambda_d, *(t for t in (self.a, self.b) if t)
+
+    def load(self, weight: Matrix) -> Product:
+        """The product diag(b) B · diag(d) A, with as much of A and B as the weight is wide."""
+        outputs, inputs = weight.shape
+        if self.a is not None and self.b is not None:
+            a, b = numbers(self.a), numbers(self.b)
+        else:
+            a, b = frozen_projections(self.key, self.rank, self.widest or weight.shape)
+        left = numbers(self.lambda_b)[:, None] * b[:outputs]
+        return Product(left, numbers(self.lambda_d)[:, None] * a[:, :inputs])
+
+
+@dataclass(frozen=True)
+class DeLora:
+    """a: (r, in), b: (out, r), strength: (1,), norms: (in,) of the base's inputs."""
+
+    a: PlainTensor
+    b: PlainTensor
+    strength: PlainTensor
+    norms: PlainTensor
+
+    @property
+    def rank(self) -> int:
+        """The r of A and B."""
+        return self.a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs)."""
+        return self.b.shape[0], self.a.shape[1]
+
+    @property
+    def tensors(self) -> tuple[PlainTensor, ...]:
+        """All four."""
+        return self.a, self.b, self.strength, self.norms
+
+    def load(self, weight: Matrix) -> Product:
+        """The product B diag(λ/(r‖Aᵢ‖‖Bᵢ‖)) · A diag(‖W‖)."""
+        a, b = numbers(self.a), numbers(self.b)
+        size = np.maximum(np.linalg.norm(a, axis=1), 1e-4)  # PEFT's floors
+        size = size * np.maximum(np.linalg.norm(b, axis=0), 1e-4)
+        strength = numbers(self.strength).reshape(())
+        return Product(b * (strength / self.rank / size), a * numbers(self.norms))
+
+
+def tucker(core: Array, inner: Array) -> Array:
+    """Σ_q core[p, q, k]·inner[q, in], as (p, in·k): the kernel runs fastest."""
+    ranks = core.shape[:2]
+    wide = np.einsum("pqk,qi->pik", core.reshape(*ranks, -1), inner)
+    return np.asarray(wide.reshape(ranks[0], -1))
+
+
+@lru_cache(maxsize=2)
+def frozen_projections(key: int, rank: int, widest: tuple[int, int]) -> tuple[Array, Array]:
+    """VeRA's A (r, inputs) and B (outputs, r), drawn as PEFT draws them from its projection key.
+
+    Kaiming-uniform: U(−√6/√fan, √6/√fan), fan the row length.
+    torch's CPU generator is the Mersenne Twister of numpy's RandomState; it takes the lowest 24
+    bits of each word.
+    """
+    outputs, inputs = widest
+    random = np.random.RandomState(key & 0xFFFFFFFF)  # noqa: NPY002 (its stream is what is wanted)
+
+    def kaiming(rows: int, columns: int) -> Array:
+        words = random.randint(0, 1 << 32, rows * columns, np.uint32)
+        unit = (words & 0xFFFFFF).astype(np.float32) * np.float32(2.0**-24)
+        bound = np.float32(sqrt(6.0) / sqrt(columns))
+        return (unit * (2 * bound) - bound).reshape(rows, columns)
+
+    return kaiming(rank, inputs), kaiming(outputs, rank)
+
+
+def _flat(factor: Array) -> Array:
+    return factor.reshape(factor.shape[0], -1)

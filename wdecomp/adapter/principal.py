@@ -1,0 +1,78 @@
+"""LoRA that was trained on a base from which its own initial part had been taken.
+
+W' = W − P + s·BA, so ΔW = s·BA − P, with P of rank r:
+
+    PiSSA    P = U_r·S_r·V_rᵀ, the r largest singular values    arXiv:2404.02948, Eqs. (2)–(4)
+    OLoRA    P = Q_r·Q_rᵀ·W, Q_r of the QR of W's first inputs  arXiv:2406.01775
+
+P follows from the base alone. Only where an adapter was saved without conversion does it matter.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy.linalg
+
+from wdecomp.adapter.low_rank import LowRank, Product
+from wdecomp.checkpoint import Matrix, PlainTensor, read_matrix
+from wdecomp.dtypes import Floats, widen
+
+Kind = Literal["pissa", "olora"]
+
+
+@dataclass(frozen=True)
+class FromPrincipal:
+    """A LoRA and what was taken from its base."""
+
+    trained: LowRank
+    kind: Kind
+
+    @property
+    def rank(self) -> int:
+        """The r of A and B."""
+        return self.trained.rank
+
+    @property
+    def scaling(self) -> float:
+        """The s of s·BA."""
+        return self.trained.scaling
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs)."""
+        return self.trained.shape
+
+    @property
+    def tensors(self) -> tuple[PlainTensor, ...]:
+        """A and B."""
+        return self.trained.tensors
+
+    def load(self, weight: Matrix) -> Product:
+        """[s·B, −U]·[A; UᵀW]: both parts in one product, of rank 2r."""
+        trained = self.trained.load(weight)
+        w = widen(read_matrix(weight)).astype(np.float64)
+        basis = _basis(w, self.rank, self.kind)
+        taken = basis.T @ w
+        return Product(
+            np.hstack([trained.left, -basis.astype(np.float32)]),
+            np.vstack([trained.right, taken.astype(np.float32)]),
+        )
+
+
+def _basis(w: Floats, rank: int, kind: Kind) -> Floats:
+    """Orthonormal columns (out, r) whose projection of W is P."""
+    if kind == "olora":
+        return np.asarray(np.linalg.qr(w[:, :rank])[0])
+    outputs, inputs = w.shape
+    if outputs <= inputs:
+        return _leading(w @ w.T, rank)
+    right = _leading(w.T @ w, rank)
+    return np.asarray(np.linalg.qr(w @ right)[0])
+
+
+def _leading(gram: Floats, rank: int) -> Floats:
+    """The eigenvectors of the largest eigenvalues."""
+    size = len(gram)
+    found = scipy.linalg.eigh(gram, subset_by_index=(size - rank, size - 1))[1]
+    return np.asarray(found)

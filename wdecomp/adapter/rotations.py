@@ -1,0 +1,197 @@
+"""Updates that rotate the inputs: W' = s·W·Tᵀ with an orthogonal T, so ΔW = W·(T − I)ᵀ.
+
+    Cayley        R = (I + Q)⁻¹(I − Q), Q skew          R − I = −2(I + Q)⁻¹Q
+    Neumann       R = I + 2Q + 2Q² + … + Qⁿ⁻¹           PEFT's series of n terms, its default
+    OFT           T = diag(R₁, R₂, …)                   arXiv:2306.07280, as in PEFT
+    BOFT          T = Π PᵢDᵢPᵢᵀ, Dᵢ block diagonal       arXiv:2311.06243, Eq. (3)
+    HRA           Tᵀ = Π (I − 2ûᵢûᵢᵀ)                    Householder, arXiv:2405.17484
+
+T − I is formed as written on the right, not by subtraction, for rotations are small.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from wdecomp.adapter.change import Change, Index, numbers
+from wdecomp.checkpoint import Matrix, PlainTensor
+from wdecomp.dtypes import Array, Floats
+
+
+@dataclass(frozen=True)
+class Oft:
+    """weight: (blocks, b(b − 1)/2) upper triangles of Q, or (1, …) where all blocks share one.
+
+    neumann_terms: length of the series; None for the exact Cayley transform.
+    constraint: largest ‖Q‖ of a block (COFT), before division by √blocks; None for any.
+    """
+
+    weight: PlainTensor
+    block: int
+    neumann_terms: int | None
+    constraint: float | None = None
+    rank: ClassVar[None] = None
+    scaling: ClassVar[None] = None
+    shape: ClassVar[None] = None
+
+    @property
+    def tensors(self) -> tuple[PlainTensor, ...]:
+        """The one tensor."""
+        return (self.weight,)
+
+    def load(self, weight: Matrix) -> "BlockRotation":
+        """R − I of every block."""
+        triangles = numbers(self.weight).astype(np.float64)
+        q = np.zeros((len(triangles), self.block, self.block))
+        rows, columns = np.triu_indices(self.block, 1)
+        q[:, rows, columns] = triangles
+        q -= q.swapaxes(1, 2)
+        if self.constraint is not None:
+            q = _bounded(q, self.constraint / np.sqrt(len(q)))
+        moved = cayley(q) if self.neumann_terms is None else neumann(q, self.neumann_terms)
+        return BlockRotation(moved)
+
+
+@dataclass(frozen=True)
+class BlockRotation:
+    """ΔW[:, k] = W[:, k]·(R_k − I)ᵀ for every block k of the inputs."""
+
+    moved: Floats  # (blocks or 1, b, b): R − I
+    needs_inputs: ClassVar[bool] = True
+    needs_outputs: ClassVar[bool] = False
+
+    def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
+        """As large as `w0`, twice in passing."""
+        return _by_blocks(w0, self.moved)
+
+
+@dataclass(frozen=True)
+class Boft:
+    """blocks: (m, inputs/b, b, b), scale: (out, 1)."""
+
+    blocks: PlainTensor
+    scale: PlainTensor
+    rank: ClassVar[None] = None
+    scaling: ClassVar[None] = None
+    shape: ClassVar[None] = None
+
+    @property
+    def tensors(self) -> tuple[PlainTensor, ...]:
+        """The two."""
+        return self.blocks, self.scale
+
+    def load(self, weight: Matrix) -> "Butterfly":
+        """R − I of every block of every factor."""
+        x = numbers(self.blocks).astype(np.float64)
+        return Butterfly(
+            cayley((x - x.swapaxes(2, 3)) / 2), numbers(self.scale).reshape(-1).astype(np.float64)
+        )
+
+
+@dataclass(frozen=True)
+class Butterfly:
+    """W' = s·W·(B_m … B_1)ᵀ with B_i = PᵢDᵢPᵢᵀ."""
+
+    moved: Floats  # (m, inputs/b, b, b): R − I
+    scale: Floats  # (outputs,)
+    needs_inputs: ClassVar[bool] = True
+    needs_outputs: ClassVar[bool] = False
+
+    def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
+        """A few times as large as `w0`, in float64."""
+        start = w0.astype(np.float64)
+        change = np.zeros_like(start)
+        _, blocks, size, _ = self.moved.shape
+        for i, moved in enumerate(self.moved):
+            order = _butterfly_order(blocks * size, max(blocks >> i, 1), size // 2, i)
+            turned = np.empty_like(start)
+            turned[:, order] = _by_blocks((start + change)[:, order], moved)
+            change += turned
+        scale = self.scale[outputs][:, None]
+        return scale * change + (scale - 1) * start
+
+
+@dataclass(frozen=True)
+class Hra:
+    """u: (in, r); orthogonal: whether Gram-Schmidt is applied to its columns."""
+
+    u: PlainTensor
+    orthogonal: bool
+    scaling: ClassVar[None] = None
+    shape: ClassVar[None] = None
+
+    @property
+    def rank(self) -> int:
+        """How many reflections there are."""
+        return self.u.shape[1]
+
+    @property
+    def tensors(self) -> tuple[PlainTensor, ...]:
+        """The one tensor."""
+        return (self.u,)
+
+    def load(self, weight: Matrix) -> Change:
+        """Its unit vectors."""
+        u = numbers(self.u).astype(np.float64)
+        if self.orthogonal:  # QR gives Gram-Schmidt's vectors up to sign, which ûûᵀ has not
+            u = np.linalg.qr(u)[0]
+        return Reflections(u / np.linalg.norm(u, axis=0))
+
+
+@dataclass(frozen=True)
+class Reflections:
+    """W' = W·(I − 2û₁û₁ᵀ)(I − 2û₂û₂ᵀ)…."""
+
+    unit: Floats  # (in, r)
+    needs_inputs: ClassVar[bool] = True
+    needs_outputs: ClassVar[bool] = False
+
+    def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
+        """A few times as large as `w0`, in float64; the reflections cancel in pairs at first."""
+        start = w0.astype(np.float64)
+        turned = start.copy()
+        for u in self.unit.T:
+            turned -= np.outer(turned @ (2 * u), u)
+        change: Array = turned - start
+        return change
+
+
+def cayley(q: Floats) -> Floats:
+    """R − I = −2(I + Q)⁻¹Q of skew-symmetric matrices, (…, b, b)."""
+    moved: Floats = np.linalg.solve(np.eye(q.shape[-1]) + q, -2 * q)
+    return moved
+
+
+def neumann(q: Floats, terms: int) -> Floats:
+    """R − I = 2Q + 2Q² + … + Qⁿ⁻¹: PEFT's series, whose last term has no factor 2."""
+    moved: Floats = np.zeros_like(q)
+    power: Floats = q
+    for i in range(1, terms):
+        last = i == terms - 1 and i > 1
+        moved = moved + (power if last else 2 * power)
+        power = power @ q
+    return moved
+
+
+def _by_blocks(w0: Array, moved: Floats) -> Array:
+    height, width = w0.shape
+    size = moved.shape[-1]
+    by_block = w0.astype(np.float64).reshape(height, width // size, size).swapaxes(0, 1)
+    turned: Array = by_block @ moved.swapaxes(1, 2)
+    return np.asarray(turned.swapaxes(0, 1).reshape(height, width))
+
+
+def _bounded(q: Floats, most: float) -> Floats:
+    norms = np.linalg.norm(q, axis=(1, 2), keepdims=True)
+    bounded: Floats = np.where(norms <= most, q, q * (most / np.maximum(norms, 1e-300)))
+    return bounded
+
+
+def _butterfly_order(n: int, blocks: int, half: int, factor: int) -> Array:
+    """Which input stands where before the blocks of one butterfly factor are applied."""
+    if factor == 0:
+        return np.arange(n)
+    within = np.arange(n // blocks).reshape(-1, half)
+    order = np.concatenate([within[0::2], within[1::2]]).reshape(-1)
+    return np.asarray(np.arange(0, n, n // blocks)[:, None] + order).reshape(-1)
