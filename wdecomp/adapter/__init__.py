@@ -1,0 +1,17 @@
+"""An adapter as updates of its base's matrices. The only floor that merges."""
+
+from wdecomp.adapter.adapter import Adapter, ModuleUpdate
+from wdecomp.adapter.dialects import read_adapter
+from wdecomp.adapter.low_rank import ExpertStack, Vera
+from wdecomp.adapter.updates import Adapted, ChangeReader, Magnitude
+
+__all__ = [
+    "Adapted",
+    "Adapter",
+    "ChangeReader",
+    "ExpertStack",
+    "Magnitude",
+    "ModuleUpdate",
+    "Vera",
+    "read_adapter",
+]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from wdecomp.adapter.change import Update
+from wdecomp.adapter.low_rank import ExpertStack
 from wdecomp.adapter.updates import Magnitude
 from wdecomp.checkpoint import PlainTensor
 
@@ -11,7 +12,7 @@ from wdecomp.checkpoint import PlainTensor
 class ModuleUpdate:
     """What an adapter does to one parameter of its base."""
 
-    update: Update
+    update: Update | ExpertStack
     magnitude: Magnitude | None = None
 
     @property

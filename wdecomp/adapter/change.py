@@ -31,13 +31,27 @@ class Update(Protocol):
     """What an adapter says of one module: tensors on disk and numbers, nothing read yet."""
 
     @property
-    def shape(self) -> tuple[int, int] | None:
-        """(outputs, inputs) of the weight that it changes; None where any will do."""
+    def shape(self) -> tuple[int | None, int | None]:
+        """(outputs, inputs) of the weight that it changes; None where it leaves one open."""
+        ...
+
+    @property
+    def rank(self) -> int | None:
+        """The r of its factors, if it has one."""
+        ...
+
+    @property
+    def scaling(self) -> float | None:
+        """What its product is multiplied with, if it is."""
         ...
 
     @property
     def tensors(self) -> tuple[PlainTensor, ...]:
         """All that is to be read of the adapter."""
+        ...
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether a weight of (outputs, inputs) is one that it can change."""
         ...
 
     def load(self, weight: Matrix) -> Change:
@@ -55,8 +69,14 @@ class Nothing:
 
     needs_inputs: ClassVar[bool] = False
     needs_outputs: ClassVar[bool] = False
-    shape: ClassVar[None] = None
+    shape: ClassVar[tuple[None, None]] = (None, None)
+    rank: ClassVar[None] = None
+    scaling: ClassVar[None] = None
     tensors: ClassVar[tuple[PlainTensor, ...]] = ()
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Always."""
+        return True
 
     def load(self, weight: Matrix) -> Change:
         """Itself: there is nothing to read."""
@@ -65,6 +85,11 @@ class Nothing:
     def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
         """Zeros."""
         return np.zeros_like(w0)
+
+
+def fit(found: tuple[int | None, int | None], shape: tuple[int, int]) -> bool:
+    """Whether two shapes agree where the first says something."""
+    return all(mine in (None, theirs) for mine, theirs in zip(found, shape, strict=True))
 
 
 def numbers(tensor: PlainTensor) -> Array:

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from wdecomp.adapter.change import Index, numbers
+from wdecomp.adapter.change import Index, fit, numbers
 from wdecomp.checkpoint import Matrix, PlainTensor
 from wdecomp.dtypes import Array
 
@@ -78,6 +78,10 @@ class LowRank:
         """A, B and the core."""
         return (self.a, self.b, *([self.core] if self.core else []))
 
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether it is of this shape."""
+        return fit(self.shape, shape)
+
     def load(self, weight: Matrix) -> Product:
         """The product s·B · A."""
         a, b = _flat(numbers(self.a)), _flat(numbers(self.b)) * np.float32(self.scaling)
@@ -88,6 +92,33 @@ class LowRank:
         which, of = self.expert.which, self.expert.of
         a, b = a.reshape(of, -1, a.shape[1])[which], b.reshape(b.shape[0], -1, of)[:, :, which]
         return Product(a.T, b.T) if self.expert.transposed else Product(b, a)
+
+
+@dataclass(frozen=True)
+class ExpertStack:
+    """LoRA of a stack of experts (PEFT's target_parameters): a record for each is made of it.
+
+    a: (experts·r, in), b: (out, r·experts).
+    """
+
+    a: PlainTensor
+    b: PlainTensor
+    scaling: float
+    experts: int
+
+    @property
+    def tensors(self) -> tuple[PlainTensor, ...]:
+        """A and B."""
+        return self.a, self.b
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Lengths of what A and B belong to: (inputs, outputs), or the other way round."""
+        return self.a.shape[1], self.b.shape[0]
+
+    def expert(self, which: int, transposed: bool) -> LowRank:
+        """The update of one expert."""
+        return LowRank(self.a, self.b, self.scaling, expert=Expert(which, self.experts, transposed))
 
 
 @dataclass(frozen=True)
@@ -114,6 +145,10 @@ class AdaLora:
         """A, E and B."""
         return self.a, self.e, self.b
 
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether it is of this shape."""
+        return fit(self.shape, shape)
+
     def load(self, weight: Matrix) -> Product:
         """The product s·B · diag(E) A."""
         return Product(
@@ -135,6 +170,7 @@ class Vera:
     b: PlainTensor | None
     key: int
     widest: tuple[int, int] | None = None
+    scaling: ClassVar[None] = None
 
     @property
     def rank(self) -> int:
@@ -142,14 +178,19 @@ class Vera:
         return self.lambda_d.shape[0]
 
     @property
-    def shape(self) -> None:
-        """Any number of inputs will do."""
-        return None
+    def shape(self) -> tuple[int, None]:
+        """(outputs, any inputs)."""
+        return self.lambda_b.shape[0], None
 
     @property
     def tensors(self) -> tuple[PlainTensor, ...]:
         """The two vectors, and the shared matrices if they are saved."""
         return self.lambda_b, self.lambda_d, *(t for t in (self.a, self.b) if t)
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether the shared matrices are as wide as a weight of this shape."""
+        wide = self.a is None or self.a.shape[1] >= shape[1]
+        return wide and fit(self.shape, shape)
 
     def load(self, weight: Matrix) -> Product:
         """The product diag(b) B · diag(d) A, with as much of A and B as the weight is wide."""
@@ -170,6 +211,7 @@ class DeLora:
     b: PlainTensor
     strength: PlainTensor
     norms: PlainTensor
+    scaling: ClassVar[None] = None
 
     @property
     def rank(self) -> int:
@@ -185,6 +227,10 @@ class DeLora:
     def tensors(self) -> tuple[PlainTensor, ...]:
         """All four."""
         return self.a, self.b, self.strength, self.norms
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether it is of this shape."""
+        return fit(self.shape, shape)
 
     def load(self, weight: Matrix) -> Product:
         """The product B diag(λ/(r‖Aᵢ‖‖Bᵢ‖)) · A diag(‖W‖)."""
@@ -211,7 +257,7 @@ def frozen_projections(key: int, rank: int, widest: tuple[int, int]) -> tuple[Ar
     bits of each word.
     """
     outputs, inputs = widest
-    random = np.random.RandomState(key & 0xFFFFFFFF)  # noqa: NPY002 (its stream is what is wanted)
+    random = np.random.RandomState(key & 0xFFFFFFFF)
 
     def kaiming(rows: int, columns: int) -> Array:
         words = random.randint(0, 1 << 32, rows * columns, np.uint32)

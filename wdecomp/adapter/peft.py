@@ -1,125 +1,135 @@
-"""The PEFT dialect: which update every key of an adapter folder belongs to.
+"""The PEFT dialect: an adapter folder, or a whole PeftModel's tensors, with adapter_config.json."""
 
-PEFT names a tensor `base_model.model.` + the module's path in the running model + a suffix. Other
-dialects become modules beside this one and end in the same `Adapter`.
-"""
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from wdecomp.adapter import peft_others
+from wdecomp.adapter.adapter import Adapter, ModuleUpdate
+from wdecomp.adapter.config import Fields
+from wdecomp.adapter.factors import Factors
+from wdecomp.adapter.peft_keys import PeftKeys, sort_keys
+from wdecomp.adapter.peft_lora import lora_settings, lora_updates
+from wdecomp.adapter.scalings import Tokens
+from wdecomp.checkpoint import PlainTensor
+from wdecomp.errors import AdapterError
 
-from wdecomp.adapter.config import LoraConfig, lora_config
-from wdecomp.adapter.updates import LowRankUpdate
-from wdecomp.checkpoint import Checkpoint, StoredTensor
-from wdecomp.dtypes import STORED_AS
-from wdecomp.errors import AdapterError, some
+Reader = Callable[[Fields, Mapping[str, Factors]], dict[str, ModuleUpdate]]
 
-PREFIX = "base_model.model."
-A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
-NOT_READ = {
-    ".lora_embedding_A": "the adapter of an embedding, which cannot be read yet",
-    ".lora_embedding_B": "the adapter of an embedding, which cannot be read yet",
-    ".base_layer.weight": "a copy of the base",
-    ".base_layer.bias": "a trained bias: 1-D, no matrix",
-    ".trainable_tokens_delta": "trainable tokens, which cannot be read yet",
-    ".lora_B.bias": "a bias of the adapter: 1-D, no matrix",
+READERS: Mapping[str, Reader] = {
+    "ADALORA": peft_others.adalora,
+    "BOFT": peft_others.boft,
+    "DELORA": peft_others.delora,
+    "HRA": peft_others.hra,
+    "IA3": peft_others.ia3,
+    "LOHA": peft_others.loha,
+    "LOKR": peft_others.lokr,
+    "OFT": peft_others.oft,
+    "VERA": peft_others.vera,
+}
+REPLACING = ("LN_TUNING", "TRAINABLE_TOKENS")
+SUPPORTED = ("LORA", *READERS, *REPLACING)
+
+_PROMPT = "changes no weight: it adds trained vectors to the input or to keys and values"
+_ACTIVATIONS = "acts on activations between the layers, so it changes no weight"
+_INPUTS = "weighs adapters by the input, so it has no static weight"
+_MERGE = "has a merge formula that wdecomp does not have; merge it with PEFT and compare the result"
+REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING"), _PROMPT),
+    **dict.fromkeys(("PREFIX_TUNING", "CPT", "ADAPTION_PROMPT", "CARTRIDGE"), _PROMPT),
+    **dict.fromkeys(("XLORA", "POLY"), _INPUTS),
+    **dict.fromkeys(("SHADOW",), _ACTIVATIONS),
+    **dict.fromkeys(("ADAMSS", "BEFT", "C3A", "DEFT", "FOURIERFT", "FROD", "GLORA"), _MERGE),
+    **dict.fromkeys(("GRALORA", "HIRA", "LILY", "MISS", "OSF", "PEANUT", "PSOFT"), _MERGE),
+    **dict.fromkeys(("PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING"), _MERGE),
+    **dict.fromkeys(("TINYLORA", "UNILORA", "VBLORA", "WAVEFT"), _MERGE),
 }
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """What an adapter does to which module of its base."""
-
-    config: LoraConfig
-    updates: dict[str, LowRankUpdate]  # by module path in the running model
-    replaced: dict[str, StoredTensor]  # whole parameters (modules_to_save), by parameter name
-    left_out: tuple[tuple[str, str], ...]  # (key, reason)
-
-
-def read_adapter(checkpoint: Checkpoint) -> Adapter:
-    """The updates of a PEFT LoRA or DoRA adapter; the factors stay on disk.
+def read_peft(tensors: Mapping[str, PlainTensor], config: Mapping[str, Any], where: str) -> Adapter:
+    """The updates of a PEFT adapter; the factors stay on disk.
 
     Raises:
         AdapterError: a factor is missing or has the wrong shape, config and tensors contradict
             each other, or the adapter is of a kind that cannot be read.
     """
-    where = str(checkpoint.path)
-    config = lora_config(checkpoint.adapter_config or {}, f"{where}: adapter_config.json")
-    tensors = {key.removesuffix(".weight") if key.endswith(MAGNITUDE + ".weight") else key: tensor
-               for key, tensor in checkpoint.tensors.items()}  # fmt: skip
-    modules = sorted({key[: -len(end)] for key in tensors for end in (A, B) if key.endswith(end)})
-    factors = {_running(module): _factors(module, tensors, where) for module in modules}
-    if not factors:
-        gone = (f"{key} is {reason}" for key, reason in _left_out(tensors))
+    fields = Fields(config, f"{where}: adapter_config.json")
+    kind = _kind(fields)
+    keys = sort_keys(tensors, where)
+    modules = {
+        module: Factors(module, parts, where) for module, parts in sorted(keys.modules.items())
+    }
+    method, updates = _updates(kind, fields, modules, keys)
+    updates |= _tokens(fields, keys)
+    if not updates and kind not in REPLACING:
+        raise AdapterError(_none_found(kind, keys, where))
+    base = config.get("base_model_name_or_path")
+    return Adapter(
+        dialect="PEFT",
+        method=method,
+        updates=updates,
+        replaced=keys.replaced,
+        left_out=tuple(keys.left_out),
+        base=base if isinstance(base, str) and base else None,
+    )
+
+
+def _kind(fields: Fields) -> str:
+    kind = fields.raw.get("peft_type")
+    if isinstance(kind, str) and kind in REFUSED:
+        raise AdapterError(f"{fields.where}: peft_type is {kind!r}, which {REFUSED[kind]}.")
+    if kind not in SUPPORTED:
         raise AdapterError(
-            f"{where}: holds no lora_A and lora_B: {next(gone, 'it was saved empty')}."
+            f"{fields.where}: peft_type is {kind!r}, expected one of {', '.join(SUPPORTED)}."
         )
-    scalings = config.scalings({module: a.shape[0] for module, (a, _, _) in factors.items()})
-    updates = {module: LowRankUpdate(*factors[module], scalings[module]) for module in factors}
-    _check_magnitudes(config, updates, where)
-    used = {module + end for module in modules for end in (A, B, MAGNITUDE)}
-    rest = {key: tensor for key, tensor in tensors.items() if key not in used}
-    left_out = (*checkpoint.left_out, *_left_out(rest))
-    skipped = {key for key, _ in left_out}
-    replaced = {_running(key): tensor for key, tensor in rest.items() if key not in skipped}
-    return Adapter(config, updates, replaced, left_out)
+    return str(kind)
 
 
-def _running(key: str) -> str:
-    return key.removeprefix(PREFIX)
+def _updates(
+    kind: str, fields: Fields, modules: Mapping[str, Factors], keys: PeftKeys
+) -> tuple[str, dict[str, ModuleUpdate]]:
+    """Method and updates."""
+    if kind == "LORA":
+        settings = lora_settings(fields)
+        return "dora" if settings.use_dora else "lora", lora_updates(settings, modules)
+    if kind in REPLACING:
+        for module, factors in modules.items():
+            for part, tensor in factors.tensors.items():
+                leaf = "bias" if part.endswith(".bias") else "weight"
+                keys.replaced[f"{module}.{leaf}"] = tensor
+        return kind.lower(), {}
+    updates = READERS[kind](fields, modules)
+    dora = any(each.magnitude for each in updates.values())
+    return ("dvora" if kind == "VERA" and dora else kind.lower()), updates
 
 
-def _left_out(tensors: dict[str, StoredTensor]) -> Iterator[tuple[str, str]]:
-    for key in tensors:
-        reason = next((why for end, why in NOT_READ.items() if key.endswith(end)), None)
-        if reason is None and ".lora_" in key:
-            reason = "a key of no LoRA or DoRA layer that can be read"
-        if reason:
-            yield key, reason
+def _tokens(fields: Fields, keys: PeftKeys) -> dict[str, ModuleUpdate]:
+    """New rows of embeddings (and of heads tied to them)."""
+    return {
+        f"{module}.weight": ModuleUpdate(Tokens(rows, _which(fields, module, rows)))
+        for module, rows in keys.tokens.items()
+    }
 
 
-def _factors(
-    module: str, tensors: dict[str, StoredTensor], where: str
-) -> tuple[StoredTensor, StoredTensor, StoredTensor | None]:
-    """A, B and magnitude of one module, of shapes that fit."""
-    for end in (A, B):
-        if module + end not in tensors:
-            raise AdapterError(f"{where}: {module + end} is missing. It was saved incompletely.")
-    a, b = tensors[module + A], tensors[module + B]
-    for tensor in (a, b):
-        if 0 in tensor.shape:
-            raise AdapterError(
-                f"{where}: {tensor.name} has shape {tensor.shape}: no elements. It was saved "
-                "without gathering its shards (ZeRO-3, FSDP)."
-            )
-        if len(tensor.shape) != 2 or tensor.dtype not in STORED_AS:
-            raise AdapterError(
-                f"{where}: {tensor.name} is {tensor.dtype} of shape {tensor.shape}, expected a "
-                "floating-point matrix. Only adapters of linear layers can be read yet."
-            )
-    if a.shape[0] != b.shape[1]:
+def _which(fields: Fields, module: str, rows: PlainTensor) -> tuple[int, ...]:
+    """The tokens whose rows are new: a list, or a list for each module."""
+    name = "token_indices" if "token_indices" in fields.raw else "trainable_token_indices"
+    value = fields.raw.get(name)
+    if isinstance(value, dict):
+        named = [v for key, v in value.items() if f".{module}".endswith(f".{key}")]
+        value = named[0] if named else next(iter(value.values()), None)
+    if not isinstance(value, list) or not all(type(i) is int and i >= 0 for i in value):
         raise AdapterError(
-            f"{where}: {module}: lora_A is {a.shape}, lora_B is {b.shape}, expected (r, in) and "
-            "(out, r) of one r."
+            f"{fields.where}: {name} is {value!r}, expected a list of token indices."
         )
-    magnitude = tensors.get(module + MAGNITUDE)
-    if magnitude and (magnitude.shape != b.shape[:1] or magnitude.dtype not in STORED_AS):
+    if len(rows.shape) != 2 or rows.shape[0] != len(value):
         raise AdapterError(
-            f"{where}: {magnitude.name} is {magnitude.dtype} of shape {magnitude.shape}, expected "
-            f"one floating-point magnitude per output, {b.shape[:1]}."
+            f"{fields.where}: {name} has {len(value)} tokens, {rows.name} is {rows.shape}. "
+            "Config and weights are not of one adapter."
         )
-    return a, b, magnitude
+    return tuple(value)
 
 
-def _check_magnitudes(config: LoraConfig, updates: dict[str, LowRankUpdate], where: str) -> None:
-    without = [module for module, update in updates.items() if update.magnitude is None]
-    if config.use_dora and without:
-        raise AdapterError(
-            f"{config.where}: use_dora is true, but lora_magnitude_vector is missing for "
-            f"{len(without)} of {len(updates)} modules ({some(without)}). "
-            "It was saved incompletely."
-        )
-    if not config.use_dora and len(without) < len(updates):
-        raise AdapterError(
-            f"{config.where}: use_dora is false, but there are lora_magnitude_vectors. "
-            f"Config and weights of {where} are not of one adapter."
-        )
+def _none_found(kind: str, keys: PeftKeys, where: str) -> str:
+    others = [*keys.replaced, *(key for key, _ in keys.left_out)]
+    found = f"its tensors are {', '.join(others[:3])}" if others else "it was saved empty"
+    return f"{where}: holds no tensors of a {kind} adapter: {found}."

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import scipy.linalg
 
+from wdecomp.adapter.change import fit
 from wdecomp.adapter.low_rank import LowRank, Product
 from wdecomp.checkpoint import Matrix, PlainTensor, read_matrix
 from wdecomp.dtypes import Floats, widen
@@ -47,6 +48,10 @@ class FromPrincipal:
     def tensors(self) -> tuple[PlainTensor, ...]:
         """A and B."""
         return self.trained.tensors
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether it is of this shape."""
+        return fit(self.shape, shape)
 
     def load(self, weight: Matrix) -> Product:
         """[s·B, −U]·[A; UᵀW]: both parts in one product, of rank 2r."""

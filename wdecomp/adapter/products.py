@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from wdecomp.adapter.change import Index, numbers, positions
+from wdecomp.adapter.change import Index, fit, numbers, positions
 from wdecomp.adapter.low_rank import tucker
 from wdecomp.checkpoint import Matrix, PlainTensor
 from wdecomp.dtypes import Array
@@ -93,6 +93,10 @@ class Hadamard:
         """Four to six."""
         return self.first.tensors + self.second.tensors
 
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether it is of this shape."""
+        return fit(self.shape, shape)
+
     def load(self, weight: Matrix) -> "HadamardProduct":
         """Its four factors, s in the first."""
         (a1, b1), (a2, b2) = self.first.factors(), self.second.factors()
@@ -140,6 +144,10 @@ class Kronecker:
     def tensors(self) -> tuple[PlainTensor, ...]:
         """Two to five."""
         return self.first.tensors + self.second.tensors
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether it is of this shape."""
+        return fit(self.shape, shape)
 
     def load(self, weight: Matrix) -> "KroneckerProduct":
         """Its two matrices, s in the first."""

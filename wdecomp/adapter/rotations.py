@@ -10,11 +10,12 @@ T − I is formed as written on the right, not by subtraction, for rotations are
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 import numpy as np
 
-from wdecomp.adapter.change import Change, Index, numbers
+from wdecomp.adapter.change import Change, Index, fit, numbers
 from wdecomp.checkpoint import Matrix, PlainTensor
 from wdecomp.dtypes import Array, Floats
 
@@ -33,12 +34,20 @@ class Oft:
     constraint: float | None = None
     rank: ClassVar[None] = None
     scaling: ClassVar[None] = None
-    shape: ClassVar[None] = None
 
     @property
     def tensors(self) -> tuple[PlainTensor, ...]:
         """The one tensor."""
         return (self.weight,)
+
+    @property
+    def shape(self) -> tuple[int | None, int | None]:
+        """(outputs, inputs)."""
+        return None, (None if self.weight.shape[0] == 1 else self.weight.shape[0] * self.block)
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether its blocks cover the inputs."""
+        return fit(self.shape, shape) and shape[1] % self.block == 0
 
     def load(self, weight: Matrix) -> "BlockRotation":
         """R − I of every block."""
@@ -74,12 +83,20 @@ class Boft:
     scale: PlainTensor
     rank: ClassVar[None] = None
     scaling: ClassVar[None] = None
-    shape: ClassVar[None] = None
 
     @property
     def tensors(self) -> tuple[PlainTensor, ...]:
         """The two."""
         return self.blocks, self.scale
+
+    @property
+    def shape(self) -> tuple[int | None, int | None]:
+        """(outputs, inputs)."""
+        return prod(self.scale.shape), self.blocks.shape[1] * self.blocks.shape[2]
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether its blocks cover the inputs."""
+        return fit(self.shape, shape)
 
     def load(self, weight: Matrix) -> "Butterfly":
         """R − I of every block of every factor."""
@@ -105,9 +122,9 @@ class Butterfly:
         _, blocks, size, _ = self.moved.shape
         for i, moved in enumerate(self.moved):
             order = _butterfly_order(blocks * size, max(blocks >> i, 1), size // 2, i)
-            turned = np.empty_like(start)
-            turned[:, order] = _by_blocks((start + change)[:, order], moved)
-            change += turned
+            shuffled = np.empty_like(start)
+            shuffled[:, order] = start + change
+            change += _by_blocks(shuffled, moved)[:, order]
         scale = self.scale[outputs][:, None]
         return scale * change + (scale - 1) * start
 
@@ -119,7 +136,6 @@ class Hra:
     u: PlainTensor
     orthogonal: bool
     scaling: ClassVar[None] = None
-    shape: ClassVar[None] = None
 
     @property
     def rank(self) -> int:
@@ -130,6 +146,15 @@ class Hra:
     def tensors(self) -> tuple[PlainTensor, ...]:
         """The one tensor."""
         return (self.u,)
+
+    @property
+    def shape(self) -> tuple[int | None, int | None]:
+        """(outputs, inputs)."""
+        return None, self.u.shape[0]
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether its blocks cover the inputs."""
+        return fit(self.shape, shape)
 
     def load(self, weight: Matrix) -> Change:
         """Its unit vectors."""
@@ -159,19 +184,21 @@ class Reflections:
 
 def cayley(q: Floats) -> Floats:
     """R − I = −2(I + Q)⁻¹Q of skew-symmetric matrices, (…, b, b)."""
-    moved: Floats = np.linalg.solve(np.eye(q.shape[-1]) + q, -2 * q)
-    return moved
+    return np.asarray(np.linalg.solve(np.eye(q.shape[-1]) + q, -2 * q), np.float64)
 
 
 def neumann(q: Floats, terms: int) -> Floats:
-    """R − I = 2Q + 2Q² + … + Qⁿ⁻¹: PEFT's series, whose last term has no factor 2."""
-    moved: Floats = np.zeros_like(q)
-    power: Floats = q
-    for i in range(1, terms):
-        last = i == terms - 1 and i > 1
-        moved = moved + (power if last else 2 * power)
+    """R − I = 2Q + 2Q² + … + Qⁿ⁻¹: PEFT's series, whose last term has no factor 2.
+
+    With n = 3 it ends in Q³, as with n = 4.
+    """
+    if terms < 2:
+        return np.zeros_like(q)
+    found, power = 2 * q, q
+    for i in range(2, max(terms, 4) if terms > 2 else 2):
         power = power @ q
-    return moved
+        found = found + (power if i == max(terms, 4) - 1 else 2 * power)
+    return found
 
 
 def _by_blocks(w0: Array, moved: Floats) -> Array:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from wdecomp.adapter.change import Index, numbers, positions
+from wdecomp.adapter.change import Index, fit, numbers, positions
 from wdecomp.checkpoint import Matrix, PlainTensor
 from wdecomp.decomposition import Axis
 from wdecomp.dtypes import Array, Floats
@@ -30,12 +30,22 @@ class Scaling:
     neutral: float = 1.0
     rank: ClassVar[None] = None
     scaling: ClassVar[None] = None
-    shape: ClassVar[None] = None
 
     @property
     def tensors(self) -> tuple[PlainTensor, ...]:
         """The one tensor."""
         return (self.factors,)
+
+    @property
+    def shape(self) -> tuple[int | None, int | None]:
+        """(outputs, inputs)."""
+        return (prod(self.factors.shape), None) if self.axis == "output" else (None, None)
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether it has a factor for each feature, or input channel."""
+        return fit(self.shape, shape) and (
+            self.axis == "output" or shape[1] % prod(self.factors.shape) == 0
+        )
 
     def load(self, weight: Matrix) -> "Scaled":
         """The l − 1, repeated over the kernel of a convolution."""
@@ -68,12 +78,20 @@ class Added:
     change: PlainTensor
     scaling: float = 1.0
     rank: ClassVar[None] = None
-    shape: ClassVar[None] = None
 
     @property
     def tensors(self) -> tuple[PlainTensor, ...]:
         """The one tensor."""
         return (self.change,)
+
+    @property
+    def shape(self) -> tuple[int | None, int | None]:
+        """(outputs, inputs)."""
+        return None, None
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether it has as many elements."""
+        return prod(self.change.shape) == prod(shape)
 
     def load(self, weight: Matrix) -> "Stored":
         """All of it, as (outputs, inputs)."""
@@ -103,12 +121,20 @@ class Tokens:
     which: tuple[int, ...]
     rank: ClassVar[None] = None
     scaling: ClassVar[None] = None
-    shape: ClassVar[None] = None
 
     @property
     def tensors(self) -> tuple[PlainTensor, ...]:
         """The one tensor."""
         return (self.rows,)
+
+    @property
+    def shape(self) -> tuple[int | None, int | None]:
+        """(outputs, inputs)."""
+        return None, None
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether the weight has such rows."""
+        return (self.rows.shape[1] in shape) and max(self.which, default=0) < max(shape)
 
     def load(self, weight: Matrix) -> "NewRows":
         """The rows, and which of them belongs to which token."""

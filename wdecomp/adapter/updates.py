@@ -158,13 +158,15 @@ class ChangeReader:
             for at in module.rectangles(module.shape, BLOCK_BYTES):
                 w0 = widen(reader.read(at))
                 squares[at.inputs] += _squares(w0, reader_of_module._inner(w0, at), 0)
-        return np.sqrt(squares.reshape(-1, self._kernel).sum(axis=1))
+        by_channel: Floats = squares.reshape(-1, self._kernel).sum(axis=1)
+        return np.sqrt(by_channel)
 
 
 def _squares(w0: Array, change: Array, axis: int) -> Floats:
     """Σv² along an axis: V in float64, or its rounding would outweigh the change of a short run."""
     v: Floats = np.add(w0, change, dtype=np.float64)
-    return np.asarray(np.einsum("ij,ij->i" if axis else "ij,ij->j", v, v))
+    squares: Floats = np.einsum("ij,ij->i" if axis else "ij,ij->j", v, v)
+    return squares
 
 
 def _ratio(magnitude: Floats, norm: Floats) -> Floats:

@@ -63,12 +63,14 @@ class Matrix:
     input_first: stored (input, output).
     plane: which matrix of a stack, (plane, rows, columns); None where the tensor is one matrix.
     picked: which of the stored outputs are this matrix's; None for all.
+    view: the stack that the tensor is, where its stored shape does not show it.
     """
 
     tensor: Weight
     input_first: bool
     plane: int | None = None
     picked: Ranges | None = None
+    view: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -90,7 +92,8 @@ class Matrix:
     def stored_shape(self) -> tuple[int, int]:
         """Rows and columns as they lie on disk; a vector is one row."""
         if self.plane is not None:
-            return self.tensor.shape[1], self.tensor.shape[2]
+            _, rows, columns = self.view or self.tensor.shape
+            return rows, columns
         shape = core_shape(self.tensor.shape)
         return (1, shape[0]) if len(shape) == 1 else (shape[0], prod(shape[1:]))
 

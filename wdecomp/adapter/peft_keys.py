@@ -1,0 +1,114 @@
+"""The keys of a PEFT adapter: which part of which module's adapter every tensor is.
+
+PEFT names a tensor `base_model.model.` + the module's path in the running model + the part + what
+torch adds (`.weight`). A whole `PeftModel` state dict has the adapter's name in between.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from wdecomp.checkpoint import PlainTensor
+from wdecomp.errors import AdapterError, some
+
+PREFIXES = ("base_model.model.", "base_model.")
+WRAPPERS = ("module.", "_orig_mod.")
+LEAVES = ("weight", "bias")
+COPIES = ("base_layer", "original_module")
+TOKENS = "trainable_tokens_delta"
+# The parts that PEFT's layers have, as of 0.21, each of which begins what follows the module.
+PARTS = frozenset(
+    {
+        *("lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B"),
+        *("lora_magnitude_vector", "lora_diag", "ranknum"),
+        *("vera_A", "vera_B", "vera_lambda_b", "vera_lambda_d", "vera_magnitude_vector"),
+        *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+        *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+        *("oft_R", "oft_r", "oft_embedding_R", "boft_R", "boft_s", "ia3_l", "hra_u"),
+        *("delora_A", "delora_B", "delora_lambda", "delora_w_norm", "ln_tuning_layers"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class PeftKeys:
+    """The tensors of an adapter, sorted.
+
+    modules: by module path in the running model, then by part; a part's bias as `lora_B.bias`.
+    replaced: whole parameters, by parameter name.
+    tokens: new rows of embeddings, by module path.
+    left_out: (key, reason).
+    """
+
+    modules: dict[str, dict[str, PlainTensor]] = field(default_factory=lambda: defaultdict(dict))
+    replaced: dict[str, PlainTensor] = field(default_factory=dict)
+    tokens: dict[str, PlainTensor] = field(default_factory=dict)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
+def sort_keys(tensors: Mapping[str, PlainTensor], where: str) -> PeftKeys:
+    """Every tensor of a PEFT adapter where it belongs.
+
+    Raises:
+        AdapterError: two keys are one part of one module; there are several adapters in the file.
+    """
+    keys, adapters = PeftKeys(), set()
+    for key, tensor in tensors.items():
+        path = unprefixed(key).split(".")
+        at = next((i for i, word in enumerate(path) if word in PARTS), None)
+        if at is None:
+            _not_a_part(keys, key, path, tensor)
+            continue
+        rest = path[at + 1 :]
+        leaf = rest.pop() if rest and rest[-1] in LEAVES else None
+        adapters.add(".".join(rest))
+        part = path[at] + (".bias" if leaf == "bias" else "")
+        module = keys.modules[".".join(path[:at])]
+        if module.setdefault(part, tensor) is not tensor:
+            _refuse_both(where, module[part], tensor, adapters)
+    if len(adapters) > 1:
+        raise AdapterError(
+            f"{where}: holds several adapters ({some(sorted(adapters))}). Save the one that is "
+            "meant: save_pretrained(..., selected_adapters=[NAME])."
+        )
+    return keys
+
+
+def unprefixed(key: str) -> str:
+    """A key from the module's path in the running model on."""
+    for wrapper in WRAPPERS:
+        key = key.removeprefix(wrapper)
+    return next((key.removeprefix(p) for p in PREFIXES if key.startswith(p)), key)
+
+
+def _refuse_both(where: str, one: PlainTensor, other: PlainTensor, adapters: set[str]) -> None:
+    several = (
+        f"adapters {some(sorted(adapters))}" if len(adapters) > 1 else "one part of one module"
+    )
+    raise AdapterError(
+        f"{where}: {one.name} and {other.name} are {several}, expected each once. "
+        "Remove one, or save one adapter alone."
+    )
+
+
+def _not_a_part(keys: PeftKeys, key: str, path: list[str], tensor: PlainTensor) -> None:
+    """What is no part of an adapter layer: replaced parameters, new tokens, copies of the base."""
+    if TOKENS in path:
+        module = [word for word in path[: path.index(TOKENS)] if word != "token_adapter"]
+        keys.tokens[".".join(module)] = tensor
+    elif "modules_to_save" in path:
+        at = path.index("modules_to_save")
+        keys.replaced[".".join([*path[:at], path[-1]])] = tensor
+    elif any(word in path for word in COPIES):
+        _copy(keys, key, path, tensor)
+    else:
+        keys.replaced[".".join(path)] = tensor
+
+
+def _copy(keys: PeftKeys, key: str, path: list[str], tensor: PlainTensor) -> None:
+    """A copy of the base is left out; the bias of an adapted module may have been trained."""
+    if path[-2:] == ["base_layer", "bias"]:
+        module = [word for word in path[:-1] if word != "base_layer"]
+        keys.replaced[".".join([*module, "bias"])] = tensor
+    else:
+        keys.left_out.append((key, "a copy of the base"))

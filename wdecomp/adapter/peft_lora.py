@@ -1,0 +1,211 @@
+"""PEFT's LoRA and its relatives: LoRA, rsLoRA, DoRA, PiSSA and OLoRA saved as trained."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from wdecomp.adapter.adapter import ModuleUpdate
+from wdecomp.adapter.change import Update
+from wdecomp.adapter.config import Fields, by_module
+from wdecomp.adapter.factors import Factors
+from wdecomp.adapter.low_rank import ExpertStack, LowRank
+from wdecomp.adapter.peft_experts import root, stacked_parameters
+from wdecomp.adapter.principal import FromPrincipal, Kind
+from wdecomp.adapter.scalings import Added
+from wdecomp.adapter.updates import Magnitude
+from wdecomp.checkpoint import PlainTensor
+from wdecomp.errors import AdapterError, some
+
+# Flags under which a PEFT LoRA file means something else than W0 + s·BA.
+OTHER_MEANINGS = {
+    "alora_invocation_tokens": "acts on some tokens only, so it has no static weight",
+    "arrow_config": "routes between adapters, so it has no static weight",
+    "kasa_config": "truncates the base",
+    "layer_replication": "rearranges the layers of the base",
+    "use_bdlora": "has block-diagonal factors",
+    "use_qalora": "acts on pooled inputs",
+}
+# init_lora_weights that take something from the base which cannot be told from the base alone.
+BASE_CHANGED = {
+    "pissa_niter": "a randomised decomposition",
+    "corda": "training data",
+    "loftq": "a quantiser",
+    "lora_ga": "training data",
+}
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The fields of a LoRA config that decide what its tensors mean."""
+
+    fields: Fields
+    rank: int
+    use_dora: bool
+    use_rslora: bool
+    lora_bias: bool
+    principal: Kind | None
+    stacked: tuple[str, ...]  # target_parameters
+
+    def scalings(self, ranks: Mapping[str, int]) -> dict[str, float]:
+        """The s of ΔW = s·BA for every module, from the ranks: alpha/r, with rsLoRA alpha/√r.
+
+        Raises:
+            AdapterError: the rank of the tensors is not the one that the config gives.
+        """
+        where = self.fields.where
+        expected = by_module(ranks, self.fields.counts("rank_pattern"), self.rank, where)
+        for module, rank in ranks.items():
+            if rank != expected[module]:
+                raise AdapterError(
+                    f"{where}: gives {module} rank {expected[module]}, its tensors have rank "
+                    f"{rank}. Config and weights are not of one adapter."
+                )
+        alpha = self.fields.number("lora_alpha")
+        alphas = by_module(ranks, self.fields.numbers("alpha_pattern"), alpha, where)
+        return {
+            module: alphas[module] / (math.sqrt(rank) if self.use_rslora else rank)
+            for module, rank in ranks.items()
+        }
+
+
+def lora_settings(fields: Fields) -> LoraSettings:
+    """The checked settings.
+
+    Raises:
+        AdapterError: a field is not what it must be, or makes something else of the adapter.
+    """
+    for field, meaning in OTHER_MEANINGS.items():
+        if fields.raw.get(field):
+            raise AdapterError(f"{fields.where}: {field} is set: this adapter {meaning}.")
+    fields.number("lora_alpha")
+    return LoraSettings(
+        fields=fields,
+        rank=fields.count("r"),
+        use_dora=fields.flag("use_dora"),
+        use_rslora=fields.flag("use_rslora"),
+        lora_bias=fields.flag("lora_bias"),
+        principal=_principal(fields),
+        stacked=fields.texts("target_parameters"),
+    )
+
+
+def lora_updates(settings: LoraSettings, modules: Mapping[str, Factors]) -> dict[str, ModuleUpdate]:
+    """The updates of all modules, by parameter name.
+
+    Raises:
+        AdapterError: a factor is missing or has the wrong shape; config and tensors contradict
+            each other.
+    """
+    stacks = stacked_parameters(settings.stacked, modules, settings.fields.where)
+    experts = {m: _experts(settings, modules[m]) for m in stacks}
+    ranks = {
+        module: _pair(factors)[0].shape[0] // experts.get(module, 1)
+        for module, factors in modules.items()
+    }
+    scalings = settings.scalings(ranks)
+    attention = {module for module in modules if f"{module}.base_layer.out_proj" in modules}
+    updates: dict[str, ModuleUpdate] = {}
+    for module, factors in modules.items():
+        a, b = _pair(factors)
+        if module in stacks:
+            updates[stacks[module]] = ModuleUpdate(
+                ExpertStack(a, b, scalings[module], experts[module])
+            )
+            continue
+        parameter, scaling = _parameter(module, attention, scalings[module])
+        low_rank = LowRank(a, b, scaling)
+        update: Update = low_rank
+        if settings.principal:
+            update = FromPrincipal(low_rank, settings.principal)
+        updates[parameter] = ModuleUpdate(update, _magnitude(settings, factors, low_rank))
+        if _has_bias(settings, factors):
+            bias = factors.vector("lora_B.bias", b.shape[0], "outputs")
+            updates[parameter.removesuffix("weight") + "bias"] = ModuleUpdate(Added(bias, scaling))
+    _check_magnitudes(settings, updates)
+    return updates
+
+
+def _principal(fields: Fields) -> Kind | None:
+    init = fields.raw.get("init_lora_weights", True)
+    if not isinstance(init, str):
+        return None
+    init = init.lower()
+    if init == "pissa":
+        return "pissa"
+    if init == "olora":
+        return "olora"
+    needs = next((why for start, why in BASE_CHANGED.items() if init.startswith(start)), None)
+    if needs or fields.raw.get("loftq_config"):
+        raise AdapterError(
+            f"{fields.where}: init_lora_weights is {init!r}: the adapter was trained on a base "
+            f"changed by {needs or 'a quantiser'}. Save it converted to plain LoRA (PEFT: "
+            "path_initial_model_for_weight_conversion)."
+        )
+    return None
+
+
+def _pair(factors: Factors) -> tuple[PlainTensor, PlainTensor]:
+    if "lora_embedding_A" in factors or "lora_embedding_B" in factors:
+        return factors.pair("lora_embedding_A", "lora_embedding_B")
+    return factors.pair("lora_A", "lora_B")
+
+
+def _parameter(module: str, attention: set[str], scaling: float) -> tuple[str, float]:
+    """The parameter of a module, and the scaling with which PEFT merges it.
+
+    nn.MultiheadAttention has one LoRA for in_proj_weight and one for its out_proj, which PEFT adds
+    twice, in its forward pass as in its merge.
+    """
+    if module in attention:
+        return f"{module}.in_proj_weight", scaling
+    inside = ".base_layer.out_proj"
+    if module.endswith(inside) and module.removesuffix(inside) in attention:
+        return module.removesuffix(inside) + ".out_proj.weight", 2 * scaling
+    return f"{module}.weight", scaling
+
+
+def _magnitude(settings: LoraSettings, factors: Factors, update: LowRank) -> Magnitude | None:
+    if "lora_magnitude_vector" not in factors:
+        return None
+    if not settings.use_dora:
+        raise AdapterError(
+            f"{settings.fields.where}: use_dora is false, but there are lora_magnitude_vectors "
+            f"({factors.get('lora_magnitude_vector').name}). "
+            f"Config and weights of {factors.where} are not of one adapter."
+        )
+    return Magnitude(factors.vector("lora_magnitude_vector", update.shape[0], "outputs"))
+
+
+def _check_magnitudes(settings: LoraSettings, updates: Mapping[str, ModuleUpdate]) -> None:
+    without = [
+        name
+        for name, each in updates.items()
+        if each.magnitude is None and isinstance(each.update, LowRank | FromPrincipal)
+    ]
+    if settings.use_dora and without:
+        raise AdapterError(
+            f"{settings.fields.where}: use_dora is true, but lora_magnitude_vector is missing for "
+            f"{len(without)} of {len(updates)} modules ({some(without)}). "
+            "It was saved incompletely."
+        )
+
+
+def _has_bias(settings: LoraSettings, factors: Factors) -> bool:
+    present = "lora_B.bias" in factors
+    if present and not settings.lora_bias:
+        raise AdapterError(
+            f"{settings.fields.where}: lora_bias is false, but there is "
+            f"{factors.get('lora_B.bias').name}. "
+            f"Config and weights of {factors.where} are not of one adapter."
+        )
+    return present
+
+
+def _experts(settings: LoraSettings, factors: Factors) -> int:
+    """How many experts share the rows of A."""
+    a, _ = _pair(factors)
+    name, pattern = root(factors.module), settings.fields.counts("rank_pattern")
+    rank = by_module([name], pattern, settings.rank, settings.fields.where)[name]
+    if a.shape[0] % rank:
+        raise factors.refuse(f"lora_A has {a.shape[0]} rows", f"a multiple of its rank {rank}")
+    return a.shape[0] // rank

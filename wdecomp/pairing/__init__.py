@@ -1,0 +1,6 @@
+"""Which tuned tensor belongs to which base tensor, and what belongs to none, with the reason."""
+
+from wdecomp.pairing.pair import pair
+from wdecomp.pairing.records import LeftOut, Pair, Pairing
+
+__all__ = ["LeftOut", "Pair", "Pairing", "pair"]

@@ -1,0 +1,237 @@
+"""A base and a tuned checkpoint, tensor by tensor."""
+
+from dataclasses import replace
+
+from wdecomp.adapter import Adapted, ExpertStack, ModuleUpdate, Vera
+from wdecomp.checkpoint import Checkpoint, Matrix, Weight
+from wdecomp.errors import PairingError, some
+from wdecomp.names import is_embedding, is_head
+from wdecomp.pairing.entries import Entries, Entry, entries_of, key_of
+from wdecomp.pairing.experts import expert_of
+from wdecomp.pairing.records import LeftOut, Pair, Pairing
+from wdecomp.pairing.slots import Slot, no_weight, oriented
+from wdecomp.pairing.targets import VOCABULARY, Target, find_targets
+
+
+def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
+    """Base and tuned tensors matched by name.
+
+    Raises:
+        PairingError: the two do not describe one model: a shape differs that fine-tuning does not
+            change, or no name agrees.
+        AdapterError: the tuned checkpoint is an adapter that cannot be read.
+    """
+    if base.is_adapter:
+        raise PairingError(f"{base.path}: is an adapter, expected the base model that it changes.")
+    entries = entries_of(tuned)
+    result = Pairing(entries.method, entries.dialect, entries.notes)
+    result.left_out.extend(LeftOut(name, "tuned", reason) for name, reason in entries.left_out)
+    result.left_out.extend(LeftOut(name, "base", reason) for name, reason in base.left_out)
+    targets = find_targets(base, tuned, entries)
+    for name, entry in entries.entries.items():
+        _account_for(result, base, tuned, entries, name, targets[name])
+    if not result.matrices:
+        raise PairingError(_why_none(base, tuned, entries, result.left_out, targets))
+    if not tuned.is_adapter:
+        met = {target.slot.name for each in targets.values() for target in each}
+        absent = (name for name in base.tensors if name not in met)
+        result.left_out.extend(
+            LeftOut(n, "base", "no such tensor in the tuned one") for n in absent
+        )
+    _widen_vera(result)
+    return result
+
+
+def _why_none(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    entries: Entries,
+    left_out: list[LeftOut],
+    targets: dict[str, list[Target]],
+) -> str:
+    """What to say where no matrix is left to compare."""
+    for checkpoint in (base, tuned):
+        if not checkpoint.tensors:
+            return f"{checkpoint.path}: holds no tensors."
+    for gone in left_out:
+        if gone.side == "tuned" and targets.get(gone.tensor):
+            return (
+                f"{tuned.path}: none of its {len(entries.entries)} tensors can be compared with "
+                f"{base.path}. {gone.tensor}: {gone.reason}."
+            )
+    return (
+        f"{tuned.path}: none of its {len(entries.entries)} tensors ({some(list(entries.entries))}) "
+        f"is a matrix of {base.path} ({some(list(base.tensors))}). These are different models."
+    )
+
+
+def _account_for(
+    result: Pairing,
+    base: Checkpoint,
+    tuned: Checkpoint,
+    entries: Entries,
+    name: str,
+    targets: list[Target],
+) -> None:
+    """Puts one tuned tensor where it belongs: matrices, a vector, or left out."""
+    entry = entries.entries[name]
+    if not targets:
+        reason = _why_unpaired(base, tuned, entries, name)
+        result.left_out.append(LeftOut(key_of(name, entry), "tuned", reason))
+        return
+    for target in targets:
+        reason = no_weight("base", target.slot.matrix.tensor)
+        if reason is None and not isinstance(entry, ModuleUpdate):
+            reason = no_weight("tuned", entry)
+        if reason is None:
+            found, reason = _pair(base, tuned, name, entry, target)
+            if found:
+                of_its_kind = result.vectors if found.base.is_vector else result.matrices
+                of_its_kind[found.parameter] = found
+        if reason:
+            result.left_out.append(LeftOut(key_of(name, entry), "tuned", reason))
+
+
+def _why_unpaired(base: Checkpoint, tuned: Checkpoint, entries: Entries, name: str) -> str:
+    """Why a tuned entry has no partner.
+
+    Raises:
+        PairingError: it is an adapter's, and must have one.
+    """
+    entry = entries.entries[name]
+    if not isinstance(entry, ModuleUpdate):
+        return "no such tensor in the base"
+    if name.endswith("bias"):
+        return "the base has no such bias"
+    component = name.split(".", 1)[0]
+    if entries.flat_names or entries.dialect == "diffusers":
+        return f"the base has no such module ({component} is not in it, or has other names)"
+    raise PairingError(
+        f"{tuned.path}: adapts {name.removesuffix('.weight')}, a name that {base.path} does not "
+        "have. The adapter is of another base, or of a library that renames its modules."
+    )
+
+
+def _pair(
+    base: Checkpoint, tuned: Checkpoint, name: str, entry: Entry, target: Target
+) -> tuple[Pair | None, str | None]:
+    """The pair, if it is one, and what is to be said of what only one side has."""
+    slot = target.slot
+    if isinstance(entry, ModuleUpdate):
+        return _adapted(base, tuned, name, entry, target), None
+    right, _ = oriented(slot.name, entry, tuned.config_of(name) or base.config_of(slot.name),
+                        target.layout)  # fmt: skip
+    if target.layout.parts:
+        right = replace(right, plane=target.plane, picked=target.outputs)
+    elif slot.label:
+        right = _same_part(slot, right, entry)
+    if right.shape == slot.matrix.shape and _same_rank(slot, entry):
+        return _side_by_side(slot, right, name), None
+    return _of_other_shape(slot, right, tuned, name)
+
+
+def _side_by_side(slot: Slot, right: Matrix, name: str) -> Pair:
+    return Pair(slot.parameter, slot.place, slot.matrix, right, slot.matrix.shape, name, slot.why)
+
+
+def _same_part(slot: Slot, right: Matrix, entry: Weight) -> Matrix:
+    """The same part of a tuned tensor that is fused as the base's is; else all of it."""
+    fused = sorted(entry.shape) == sorted(slot.matrix.tensor.shape)
+    if not fused:
+        return right
+    view = slot.matrix.view if len(entry.shape) == 2 else None
+    return replace(right, plane=slot.matrix.plane, picked=slot.matrix.picked, view=view,
+                   input_first=_stack_orientation(slot, right, entry))  # fmt: skip
+
+
+def _stack_orientation(slot: Slot, right: Matrix, entry: Weight) -> bool:
+    """Of a stack, the base's own unless its planes lie the other way (quantised against not)."""
+    base = slot.matrix
+    if base.plane is None or entry.shape == base.tensor.shape:
+        return base.input_first if base.plane is not None else right.input_first
+    return not base.input_first
+
+
+def _same_rank(slot: Slot, entry: Weight) -> bool:
+    """A convolution is no linear layer, even where both are matrices of one shape."""
+    return (
+        bool(slot.label)
+        or len(entry.shape) == len(slot.matrix.tensor.shape)
+        or (1 in entry.shape or 1 in slot.matrix.tensor.shape)
+    )
+
+
+def _of_other_shape(
+    slot: Slot, right: Matrix, tuned: Checkpoint, name: str
+) -> tuple[Pair | None, str | None]:
+    left, parameter = slot.matrix, slot.parameter
+    stored, theirs = left.tensor.shape, right.tensor.shape
+    if slot.place.module == "position" and theirs[-1:] == stored[-1:]:
+        return None, f"another number of positions: {stored} in the base, {theirs} tuned"
+    rows = min(stored[0], theirs[0])
+    of_words = is_embedding(slot.name) or (is_head(slot.name) and rows >= VOCABULARY)
+    if of_words and len(theirs) == len(stored) and theirs[1:] == stored[1:]:
+        shape = min(left.shape[0], right.shape[0]), min(left.shape[1], right.shape[1])
+        note = f"resized: {stored[0]} rows in the base, {theirs[0]} tuned; {rows} are compared"
+        return replace(_side_by_side(slot, right, name), shape=shape), note
+    if is_head(slot.name):
+        return None, f"another head: {stored} in the base, {theirs} tuned"
+    raise PairingError(
+        f"{parameter}: base is {stored}, tuned is {theirs} in {tuned.path}. "
+        "These checkpoints are not of one architecture."
+    )
+
+
+def _adapted(
+    base: Checkpoint, tuned: Checkpoint, name: str, entry: ModuleUpdate, target: Target
+) -> Pair:
+    """A pair of a base matrix and an adapter's update of the module that it is in."""
+    slot = target.slot
+    if isinstance(entry.update, ExpertStack):
+        adapted = expert_of(entry.update, target, base, tuned)
+    elif target.layout.parts:  # the adapter's module is fused, the base's is not
+        adapted = Adapted(entry.update, entry.magnitude, slot.matrix, target.outputs)
+    else:
+        adapted = Adapted(entry.update, entry.magnitude, slot.module, slot.outputs)
+        if not entry.update.fits(slot.module.shape) and entry.update.fits(slot.matrix.shape):
+            adapted = Adapted(entry.update, entry.magnitude, slot.matrix)  # of the part alone
+        _check_fit(base, tuned, slot, adapted)
+    return Pair(
+        slot.parameter, slot.place, slot.matrix, adapted, slot.matrix.shape, key_of(name, entry),
+        slot.why,
+    )  # fmt: skip
+
+
+def _check_fit(base: Checkpoint, tuned: Checkpoint, slot: Slot, adapted: Adapted) -> None:
+    if adapted.update.fits(adapted.module.shape):
+        return
+    raise PairingError(
+        f"{slot.parameter}: base is {slot.module.shape} (output, input), the adapter in "
+        f"{tuned.path} is for {_wanted(adapted)}. It was trained on another base."
+    )
+
+
+def _wanted(adapted: Adapted) -> str:
+    shape = adapted.update.shape
+    if shape == (None, None):
+        return f"another ({adapted.tensors[0].name} is {adapted.tensors[0].shape})"
+    return f"({', '.join('any' if size is None else str(size) for size in shape)})"
+
+
+def _widen_vera(result: Pairing) -> None:
+    """VeRA's shared matrices, where they are not saved, are as wide as the widest module."""
+    found = [
+        each.tuned
+        for each in result.matrices.values()
+        if isinstance(each.tuned, Adapted) and isinstance(each.tuned.update, Vera)
+    ]
+    if not found:
+        return
+    widest = (
+        max(each.module.shape[0] for each in found),
+        max(each.module.shape[1] for each in found),
+    )
+    for name, each in result.matrices.items():
+        if isinstance(each.tuned, Adapted) and isinstance(each.tuned.update, Vera):
+            update = replace(each.tuned.update, widest=widest)
+            result.matrices[name] = replace(each, tuned=replace(each.tuned, update=update))
