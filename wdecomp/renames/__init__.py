@@ -74,8 +74,9 @@ def _expanded(text: str) -> list[str]:
     choices = [found.split(",") for found in _BRACES.findall(text)]
     if not choices:
         return [text]
+    outside = _BRACES.split(text)[::2]
     return [
-        _BRACES.sub(lambda _, words=iter(row): next(words), text)  # type: ignore[misc]
+        "".join(word for pair in zip(outside, (*row, ""), strict=True) for word in pair)
         for row in zip(*choices, strict=True)
     ]
 

@@ -183,7 +183,7 @@ stages.#                                  model.stages.#
 """
 SWIN = """
 attention.self.{query,key,value}          attention.{q,k,v}_proj
-attention.self.relative_position_bias_table  attention.relative_position_bias.relative_position_bias_table
+self.relative_position_bias_table$        relative_position_bias.relative_position_bias_table$
 attention.output.dense                    attention.o_proj
 {intermediate,output}.dense               {mlp.fc1,mlp.fc2}
 """
@@ -218,17 +218,22 @@ out_proj                                  o_proj
 layers.#.{fc1,fc2}                        layers.#.mlp.{fc1,fc2}
 """
 CONDITIONAL_DETR = """
-decoder.layers.#.sa_{qcontent,qpos,kcontent,kpos}_proj  decoder.layers.#.self_attn.{q_content,q_pos,k_content,k_pos}_proj
-decoder.layers.#.ca_{qcontent,qpos,kcontent,kpos}_proj  decoder.layers.#.encoder_attn.{q_content,q_pos,k_content,k_pos}_proj
+decoder.layers.#.sa_{q,k}content_proj     decoder.layers.#.self_attn.{q,k}_content_proj
+decoder.layers.#.sa_{q,k}pos_proj         decoder.layers.#.self_attn.{q,k}_pos_proj
+decoder.layers.#.ca_{q,k}content_proj     decoder.layers.#.encoder_attn.{q,k}_content_proj
+decoder.layers.#.ca_{q,k}pos_proj         decoder.layers.#.encoder_attn.{q,k}_pos_proj
 decoder.layers.#.{sa_v_proj,ca_v_proj}    decoder.layers.#.{self_attn,encoder_attn}.v_proj
 decoder.layers.#.ca_qpos_sine_proj        decoder.layers.#.encoder_attn.q_pos_sine_proj
 """
 DETR_MASKS = """
 bbox_attention.{q,k}_linear               bbox_attention.{q,k}_proj
 mask_head.{lay1,gn1,lay2,gn2}             mask_head.{conv1.conv,conv1.norm,conv2.conv,conv2.norm}
-mask_head.{adapter1,lay3,gn3}             mask_head.fpn_stages.0.{fpn_adapter,refine.conv,refine.norm}
-mask_head.{adapter2,lay4,gn4}             mask_head.fpn_stages.1.{fpn_adapter,refine.conv,refine.norm}
-mask_head.{adapter3,lay5,gn5}             mask_head.fpn_stages.2.{fpn_adapter,refine.conv,refine.norm}
+mask_head.adapter1                        mask_head.fpn_stages.0.fpn_adapter
+mask_head.{lay3,gn3}                   mask_head.fpn_stages.0.refine.{conv,norm}
+mask_head.adapter2                        mask_head.fpn_stages.1.fpn_adapter
+mask_head.{lay4,gn4}                   mask_head.fpn_stages.1.refine.{conv,norm}
+mask_head.adapter3                        mask_head.fpn_stages.2.fpn_adapter
+mask_head.{lay5,gn5}                   mask_head.fpn_stages.2.refine.{conv,norm}
 mask_head.out_lay                         mask_head.output_conv
 """
 AIFI = """
@@ -276,7 +281,7 @@ PADDLE_OCR = """
 MINIMAX_VL = """
 ^.model.vision_tower.embeddings.patch_embedding  ^.model.vision_tower.embeddings.proj
 ^.model.vision_tower.encoder.layers       ^.model.vision_tower.layers
-^.patch_merge_mlp.{linear_1,linear_2}     ^.model.multi_modal_projector.{merge_linear_1,merge_linear_2}
+^.patch_merge_mlp.linear_{1,2}            ^.model.multi_modal_projector.merge_linear_{1,2}
 self_attn.index_{q,k}_proj                self_attn.indexer.{q,k}_proj
 self_attn.index_{q,k}_norm                self_attn.indexer.{q,k}_norm
 """
@@ -289,6 +294,12 @@ STEP_VL = """
 ^.vision_model                            ^.model.vision_model
 ^.vit_large_projector                     ^.model.multi_modal_projector
 ^.model.{layers,embed_tokens,norm}        ^.model.language_model.{layers,embed_tokens,norm}
+"""
+FLUX = """
+double_blocks.#.img_attn                  transformer_blocks.#.attn
+double_blocks.#.txt_attn.add_{q,k,v}_proj  transformer_blocks.#.attn.add_{q,k,v}_proj
+single_blocks.#.to_{q,k,v}                single_transformer_blocks.#.attn.to_{q,k,v}
+single_blocks.#.proj_mlp                  single_transformer_blocks.#.proj_mlp
 """
 COLQWEN = """
 ^.vlm.model                               ^.vlm
@@ -309,9 +320,10 @@ HYPERCLOVA = """
 ^.model.language_model.model              ^.model.language_model
 """
 GEMMA4 = """
-^.model.vision_embedder.{patch_ln1,patch_dense,patch_ln2}  ^.model.embed_vision.{patch_ln1,patch_dense,patch_ln2}
+^.model.vision_embedder.patch_{ln1,ln2}   ^.model.embed_vision.patch_{ln1,ln2}
+^.model.vision_embedder.patch_dense       ^.model.embed_vision.patch_dense
 ^.model.vision_embedder.{pos_embedding,pos_norm}  ^.model.embed_vision.{pos_embedding,pos_norm}
-^.model.embed_vision.embedding_projection  ^.model.embed_vision.multimodal_embedder.embedding_projection
+embed_vision.embedding_projection         embed_vision.multimodal_embedder.embedding_projection
 """
 ALT_CLIP = """
 layer.#                                   layers.#

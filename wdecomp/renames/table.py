@@ -22,12 +22,14 @@ from wdecomp.renames.pairs import (
     ERNIE_VL,
     EXAONE_MOE,
     EXPERTS,
+    FLINT,
+    FLUX,
     FORGET_GATE,
     GEMMA4,
     GRANITE,
     GTE,
-    HYPERCLOVA,
     HY_V3,
+    HYPERCLOVA,
     JINA,
     KOLIBRI,
     LAGUNA,
@@ -37,6 +39,7 @@ from wdecomp.renames.pairs import (
     LLAVA_BASE,
     LW_DETR,
     MIMI,
+    MIMO,
     MINIMAX_M2,
     MINIMAX_VL,
     MOE_BIASES,
@@ -55,8 +58,6 @@ from wdecomp.renames.pairs import (
     SAM3,
     SEGFORMER,
     SHIELD_GEMMA,
-    MIMO,
-    FLINT,
     SPARSE,
     STEP,
     STEP_VL,
@@ -81,13 +82,15 @@ def _for(section: tuple[str, ...], names: str) -> dict[str, tuple[str, ...]]:
 # What is tried for every model.
 EVERYWHERE = (LEGACY, TOWERS, SPARSE, EXPERTS)
 # What is tried before, where the model type says nothing.
-UNKNOWN = (LLAVA, QWEN_VL, VIT, DINO_V2, NEOX, GRANITE)
+UNKNOWN = (LLAVA, QWEN_VL, VIT, DINO_V2, NEOX, GRANITE, FLUX)
 
 TABLE: Mapping[str, tuple[str, ...]] = {
     **_for((), "mixtral minimax qwen2_moe afmoe deepseek_v2 deepseek_v3 deepseek_v32 dots1"),
     **_for((), "glm4_moe glm4_moe_lite glm_moe_dsa longcat_flash solar_open mellum qwen3_moe"),
     **_for((), "beam qwen3_next hunyuan_v1_moe flex_olmo olmoe cohere2_moe jamba lfm2_moe"),
     **_for((), "qwen3_omni_moe qwen3_omni_moe_text qwen3_vl_moe esm bert llama gpt2 gpt_oss"),
+    **_for((), "mistral qwen2 qwen3 gemma gemma2 phi phi3 falcon bloom mpt dbrx gpt_bigcode"),
+    **_for((), "codegen gptj roberta distilbert t5 bart whisper llama4 glm glm4 starcoder2"),
     **_for((NEOX,), "gpt_neox"),
     **_for((GRANITE,), "granitemoe granitemoeshared granitemoehybrid"),
     **_for((PHIMOE,), "phimoe"),
