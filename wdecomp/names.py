@@ -78,27 +78,50 @@ def is_head(parameter: str) -> bool:
     return place(parameter).module == "head"
 
 
-def stores_input_first(parameter: str, model_type: str | None) -> bool:
+def stores_input_first(
+    parameter: str, model_type: str | None, shape: tuple[int, ...] | None = None
+) -> bool:
     """Whether this is a weight of transformers' Conv1D: stored (in, out), unlike nn.Linear.
 
     `model_type` is the config's. Without one, or where the config wraps another model's
-    (`vision-encoder-decoder`), GPT-2's full spelling `h.<N>.attn.c_attn` decides. Modules of that
-    spelling are nn.Linear in GPT-BigCode, GPT-Neo, Qwen 1 and nanoGPT: for these the answer without
-    a model type is wrong, and only the shape of `c_attn` can tell.
+    (`vision-encoder-decoder`), GPT-2's full spelling `h.<N>.attn.c_attn` decides, and `shape`,
+    where it is given: modules of that spelling are nn.Linear in GPT-BigCode, GPT-Neo, Qwen 1 and
+    nanoGPT, whose `c_attn` is (3d, d) and not (d, 3d). Of the square `attn.c_proj` no shape tells;
+    there the answer is GPT-2's.
 
     >>> stores_input_first("transformer.h.0.attn.c_attn.weight", "gpt2")
     True
-    >>> stores_input_first("transformer.h.0.attn.c_attn.weight", "gpt_bigcode")
+    >>> stores_input_first("transformer.h.0.attn.c_attn.weight", None, (96, 32))
     False
     """
     path, stored = _split(parameter)
     if not _stored_whole(stored):
         return False
     if model_type is None or model_type in families.COMPOSITE_MODEL_TYPES:
-        return _GPT2_NAME.search(".".join(path)) is not None
+        by_name = _GPT2_NAME.search(".".join(path)) is not None
+        return by_name and not _is_linear(".".join(path[-2:]), shape)
     return (
         model_type in families.CONV1D_MODEL_TYPES and ".".join(path[-2:]) in families.CONV1D_MODULES
     )
+
+
+def ending(parameter: str, table: Mapping[str, str]) -> str | None:
+    """The entry of the longest key that a weight's module path, without its indices, ends in.
+
+    >>> ending("model.layers.3.mlp.experts.gate_up_proj", {"experts.gate_up_proj": "stack"})
+    'stack'
+    """
+    path, stored = _split(parameter)
+    whole = not stored or _stored_whole(stored)
+    return _lookup(_words(path), table) if whole else None
+
+
+def _is_linear(module: str, shape: tuple[int, ...] | None) -> bool:
+    """Whether a module of GPT-2 that changes the width has the shape that nn.Linear stores."""
+    if shape is None or len(shape) != 2:
+        return False
+    outputs, inputs = shape
+    return inputs > outputs if module == "mlp.c_proj" else outputs > inputs
 
 
 def _split(parameter: str) -> tuple[list[str], list[str]]:
