@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import wdecomp
-from wdecomp.adapter import ChangeReader, LowRankUpdate
+from wdecomp.adapter import Adapted, ChangeReader
 from wdecomp.checkpoint import MatrixReader, open_checkpoint
 from wdecomp.dtypes import widen
 from wdecomp.pairing import Pair, pair
@@ -124,7 +124,7 @@ def model_again(folder: Path, make: Callable[[], PreTrainedModel]) -> PreTrained
 
 def _merged_weight(each: Pair, block_bytes: int) -> np.ndarray:
     """W0 + ΔW, (output, input), gathered block by block."""
-    assert isinstance(each.tuned, LowRankUpdate)
+    assert isinstance(each.tuned, Adapted)
     whole = np.zeros(each.base.shape)
     with MatrixReader(each.base) as reader, ChangeReader(each.tuned, each.base) as change:
         for at in each.base.rectangles(each.base.shape, block_bytes):
@@ -151,7 +151,7 @@ def test_adapter_and_its_merged_copy_agree_with_peft(
     )
     theirs = pair(base, merged).matrices
     found = pair(base, adapter).matrices
-    adapted = {name: each for name, each in found.items() if isinstance(each.tuned, LowRankUpdate)}
+    adapted = {name: each for name, each in found.items() if isinstance(each.tuned, Adapted)}
     assert adapted
     for name, each in adapted.items():
         tuned = theirs[name].tuned

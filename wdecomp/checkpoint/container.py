@@ -36,6 +36,16 @@ class Checkpoint:
     left_out: tuple[tuple[str, str], ...] = ()  # (tensor, reason)
 
     @property
+    def is_adapter(self) -> bool:
+        return self.adapter_config is not None
+
+    def config_of(self, parameter: str) -> dict[str, Any]:
+        return self.config
+
+    def model_type_of(self, parameter: str) -> str | None:
+        return self.model_type
+
+    @property
     def model_type(self) -> str | None:
         """What transformers calls the architecture, where a config says so."""
         value = self.config.get("model_type")

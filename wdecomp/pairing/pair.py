@@ -28,7 +28,7 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
     result.left_out.extend(LeftOut(name, "tuned", reason) for name, reason in entries.left_out)
     result.left_out.extend(LeftOut(name, "base", reason) for name, reason in base.left_out)
     targets = find_targets(base, tuned, entries)
-    for name, entry in entries.entries.items():
+    for name in entries.entries:
         _account_for(result, base, tuned, entries, name, targets[name])
     if not result.matrices:
         raise PairingError(_why_none(base, tuned, entries, result.left_out, targets))
@@ -76,8 +76,8 @@ def _account_for(
     """Puts one tuned tensor where it belongs: matrices, a vector, or left out."""
     entry = entries.entries[name]
     if not targets:
-        reason = _why_unpaired(base, tuned, entries, name)
-        result.left_out.append(LeftOut(key_of(name, entry), "tuned", reason))
+        why = _why_unpaired(base, tuned, entries, name)
+        result.left_out.append(LeftOut(key_of(name, entry), "tuned", why))
         return
     for target in targets:
         reason = no_weight("base", target.slot.matrix.tensor)

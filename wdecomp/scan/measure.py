@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol, Self
 
 import numpy as np
 
-from wdecomp.adapter import ChangeReader, LowRankUpdate
+from wdecomp.adapter import Adapted, ChangeReader
 from wdecomp.checkpoint import Matrix, MatrixReader, Rectangle
 from wdecomp.decomposition import (
     Axis,
@@ -66,7 +66,7 @@ def measure(pairs: list[Pair], block_bytes: int, on_bytes: Callable[[int], None]
 
 def sampled_floor(pair: Pair) -> float:
     """The ΔD that rounding the base's own weights to the tuned dtype gives: 0 for an adapter."""
-    if isinstance(pair.tuned, LowRankUpdate):
+    if isinstance(pair.tuned, Adapted):
         return 0.0
     return rounding_floor(_sample(pair.base), pair.tuned.dtype)
 
@@ -95,7 +95,7 @@ def _pass(
 
 
 def _reader(pair: Pair) -> TunedReader:
-    if isinstance(pair.tuned, LowRankUpdate):
+    if isinstance(pair.tuned, Adapted):
         return ChangeReader(pair.tuned, pair.base)
     return MatrixReader(pair.tuned)
 

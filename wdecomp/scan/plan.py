@@ -50,7 +50,7 @@ class Plan:
     def nbytes(self, parameter: str) -> int:
         """Bytes to read for a parameter: the base's once, and every tuned one's."""
         beside = self.beside(parameter)
-        return beside[0][1].base.tensor.nbytes + sum(pair.nbytes for _, pair in beside)
+        return beside[0][1].base.nbytes + sum(pair.nbytes for _, pair in beside)
 
 
 def make_plan(base: Checkpoint, runs: list[Run], wanted: Callable[[Place], bool]) -> Plan:

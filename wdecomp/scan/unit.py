@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wdecomp.adapter import LowRankUpdate
+from wdecomp.adapter import Adapted
 from wdecomp.checkpoint import BLOCK_BYTES, core_shape
 from wdecomp.decomposition import Axis, summarise
 from wdecomp.pairing import Pair
@@ -88,9 +88,9 @@ def _where(run: Run, pair: Pair) -> dict[str, Any]:
 def _facts(pair: Pair, found: Measured) -> dict[str, Any]:
     (a_out, _, c_out), (a_in, _, _) = found.sums.output, found.sums.input
     base, change = float(a_out.sum()), float(c_out.sum())
-    low_rank = pair.tuned if isinstance(pair.tuned, LowRankUpdate) else None
+    update = pair.tuned.update if isinstance(pair.tuned, Adapted) else None
     return {
-        "shape": list(core_shape(pair.base.tensor.shape)),
+        "shape": _shape(pair),
         "dtype_base": pair.base.dtype,
         "dtype_tuned": pair.dtype_tuned,
         "unchanged": change == 0,
@@ -99,6 +99,12 @@ def _facts(pair: Pair, found: Measured) -> dict[str, Any]:
         "relative_change": math.sqrt(change / base) if base else math.nan,
         "zero_outputs": int(np.count_nonzero(a_out == 0)),
         "zero_inputs": int(np.count_nonzero(a_in == 0)),
-        "rank": low_rank and low_rank.rank,
-        "scaling": low_rank and low_rank.scaling,
+        "rank": update and update.rank,
+        "scaling": update and update.scaling,
     }
+
+
+def _shape(pair: Pair) -> list[int]:
+    """As it is stored; of a part of a tensor, as (output, input)."""
+    whole = pair.base.plane is None and pair.base.picked is None
+    return list(core_shape(pair.base.tensor.shape) if whole else pair.base.shape)
