@@ -199,7 +199,7 @@ def test_matrices_are_output_by_input_however_they_are_stored(tmp_path: Path) ->
     found = pair(base, open_checkpoint(write_full(tmp_path / "b", gpt2)))
     assert {name: (p.shape, p.base.input_first) for name, p in found.matrices.items()} == {
         "transformer.wte.weight": ((24, 50), True),
-        "transformer.h.0.attn.c_attn.weight": ((72, 24), True),
+        **{f"transformer.h.0.attn.c_attn.weight[{part}]": ((24, 24), True) for part in "qkv"},
         "transformer.h.0.attn.c_proj.weight": ((24, 24), True),
         "lm_head.weight": ((50, 24), False),
     }

@@ -9,7 +9,7 @@ from wdecomp.names import is_embedding, is_head
 from wdecomp.pairing.entries import Entries, Entry, entries_of, key_of
 from wdecomp.pairing.experts import expert_of
 from wdecomp.pairing.records import LeftOut, Pair, Pairing
-from wdecomp.pairing.slots import Slot, no_weight, oriented
+from wdecomp.pairing.slots import Slot, no_weight, oriented, unknown_stack
 from wdecomp.pairing.targets import VOCABULARY, Target, find_targets
 
 
@@ -80,7 +80,7 @@ def _account_for(
         result.left_out.append(LeftOut(key_of(name, entry), "tuned", why))
         return
     for target in targets:
-        reason = no_weight("base", target.slot.matrix.tensor)
+        reason = no_weight("base", target.slot.matrix.tensor) or unknown_stack(target.slot)
         if reason is None and not isinstance(entry, ModuleUpdate):
             reason = no_weight("tuned", entry)
         if reason is None:

@@ -103,6 +103,13 @@ def no_weight(side: str, weight: Weight) -> str | None:
     return None
 
 
+def unknown_stack(slot: Slot) -> str | None:
+    """Why a stack of experts cannot be split into matrices, if it is one that cannot."""
+    if slot.label or len(slot.matrix.tensor.shape) != 3 or "experts" not in slot.name.split("."):
+        return None
+    return slot.why.rpartition("; ")[2] or "a stack of experts of a kind that is not known"
+
+
 def part_slots(checkpoint: Checkpoint) -> Iterator[Slot]:
     """The parts of all fused and stacked tensors."""
     for name, weight in checkpoint.tensors.items():
