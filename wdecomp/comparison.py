@@ -6,6 +6,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from wdecomp.checkpoint import Checkpoint, is_there, open_checkpoint
 from wdecomp.decomposition import AXES, Axis
 from wdecomp.errors import CheckpointError, PairingError
 from wdecomp.inputs import Tuned, check_names, parse_tuned, place_filter
-from wdecomp.pairing import LeftOut, pair
+from wdecomp.pairing import LeftOut, pair, through_other_base
 from wdecomp.progress import byte_progress
 from wdecomp.scan import Options, Plan, Run, make_plan, run_units
 from wdecomp.stats import column_fits, module_fits
@@ -25,6 +26,7 @@ from wdecomp.table import VERSION, Results, open_folder
 Axes = Literal["output", "input", "both"]
 Columns = Literal["none", "output", "input", "both"]
 MOST_COLUMNS = 1 << 18  # of a module kind in one fit; of more, evenly spaced ones are taken
+QUANTIZATION = "quantization"  # the run that shows what quantising the base did
 LIBRARIES = ("wdecomp", "numba", "numpy", "pandas", "pyarrow", "scipy")
 
 
@@ -37,6 +39,7 @@ def compare(
     modules: Iterable[str] | None = None,
     layers: Iterable[int] | None = None,
     workers: int | None = None,
+    base_dequantized: str | Path | None = None,
     restart: bool = False,
     progress: bool = False,
 ) -> Results:
@@ -58,13 +61,18 @@ def compare(
         modules: module kinds to compare ("q", "v", "down", …); all if None.
         layers: layers to compare; all if None.
         workers: threads; one for each core if None.
+        base_dequantized: the quantised base on which the adapters were trained (QLoRA, QDoRA), to
+            be dequantised. They are then compared with it; what quantisation did to `base` is a
+            run `quantization`, and what both did together `NAME+quantization`.
         restart: replace the results of another run in `out`.
         progress: show bytes, rate and time left on stderr.
 
     Raises:
         WdecompError: a path, a file, a pair of checkpoints or the folder is not what it must be.
     """
-    plan = plan_comparison(base, *tuned, modules=modules, layers=layers)
+    plan = plan_comparison(
+        base, *tuned, modules=modules, layers=layers, base_dequantized=base_dequantized
+    )
     axes = _axes(axis, ("output", "input", "both"))
     kept = _axes(columns, ("none", "output", "input", "both"))
     options = Options(axes, tuple(a for a in kept if a in axes))
@@ -86,6 +94,7 @@ def plan_comparison(
     *tuned: str | Path,
     modules: Iterable[str] | None = None,
     layers: Iterable[int] | None = None,
+    base_dequantized: str | Path | None = None,
 ) -> Plan:
     """What `compare` would do, from headers alone; arguments and errors as there."""
     if not tuned:
@@ -94,7 +103,11 @@ def plan_comparison(
     check_names(named)
     opened = [(run, step, open_checkpoint(path)) for run in named for step, path in run.steps]
     base_checkpoint = _base(base, [checkpoint for _, _, checkpoint in opened])
-    runs = [_run(base_checkpoint, *each) for each in opened]
+    if base_dequantized is None:
+        runs = [_run(base_checkpoint, *each) for each in opened]
+    else:
+        quantized = open_checkpoint(Path(base_dequantized))
+        runs = _runs_on_quantized(base_checkpoint, quantized, opened)
     plan = make_plan(base_checkpoint, runs, place_filter(modules, layers))
     if not plan.units:
         kinds = sorted({p.place.module for run in runs for p in run.pairing.matrices.values()})
@@ -124,6 +137,23 @@ def _run(base: Checkpoint, named: Tuned, step: int | None, checkpoint: Checkpoin
     reason = "a weights file beside the checkpoint-N folders, of no known step"
     pairing.left_out.extend(LeftOut(file, "tuned", reason) for file in named.unread)
     return Run(named.name, named.method or pairing.method, step, checkpoint, pairing)
+
+
+def _runs_on_quantized(
+    base: Checkpoint, quantized: Checkpoint, opened: list[tuple[Tuned, int | None, Checkpoint]]
+) -> list[Run]:
+    """What quantisation did, what training did after it, and both together."""
+    displaced = pair(base, quantized)
+    runs = [Run(QUANTIZATION, QUANTIZATION, None, quantized, displaced)]
+    for named, step, checkpoint in opened:
+        if not checkpoint.is_adapter:
+            runs.append(_run(base, named, step, checkpoint))
+            continue
+        run = _run(quantized, named, step, checkpoint)
+        together = through_other_base(displaced, run.pairing)
+        name = f"{run.name}+{QUANTIZATION}"
+        runs += [run, replace(run, name=name, pairing=together)]
+    return runs
 
 
 def _axes(choice: str, known: tuple[str, ...]) -> tuple[Axis, ...]:

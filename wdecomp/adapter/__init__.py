@@ -3,7 +3,13 @@
 from wdecomp.adapter.adapter import Adapter, ModuleUpdate
 from wdecomp.adapter.dialects import read_adapter
 from wdecomp.adapter.low_rank import ExpertStack, Vera
-from wdecomp.adapter.updates import Adapted, ChangeReader, Magnitude
+from wdecomp.adapter.updates import (
+    Adapted,
+    ChangeReader,
+    Magnitude,
+    OnOtherBase,
+    OtherBaseReader,
+)
 
 __all__ = [
     "Adapted",
@@ -12,6 +18,8 @@ __all__ = [
     "ExpertStack",
     "Magnitude",
     "ModuleUpdate",
+    "OnOtherBase",
+    "OtherBaseReader",
     "Vera",
     "read_adapter",
 ]

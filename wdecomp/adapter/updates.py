@@ -162,6 +162,50 @@ class ChangeReader:
         return np.sqrt(by_channel)
 
 
+@dataclass(frozen=True)
+class OnOtherBase:
+    """Adapted weights on a base of their own, as a QLoRA's are on the dequantised one: Wq + ΔW(Wq).
+
+    base: what the adapter was trained on, (outputs, inputs).
+    """
+
+    adapted: Adapted
+    base: Matrix
+
+    @property
+    def dtype(self) -> str:
+        """As the factors are stored."""
+        return self.adapted.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to read of the adapter and of its base."""
+        return self.adapted.nbytes + self.base.nbytes
+
+
+class OtherBaseReader:
+    """The weights of an `OnOtherBase`, in float32, rectangle by rectangle."""
+
+    share: ClassVar[float] = 1.0
+
+    def __init__(self, tuned: OnOtherBase) -> None:
+        self._base = MatrixReader(tuned.base)
+        self._change = ChangeReader(tuned.adapted, tuned.base)
+
+    def __enter__(self) -> Self:
+        self._base.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._base.__exit__()
+
+    def beside(self, base: Array, at: Rectangle) -> Array:
+        """The tuned weights of a rectangle; what the compared base holds there does not matter."""
+        w0 = self._base.read(at)
+        tuned: Array = widen(w0) + self._change.beside(w0, at)
+        return tuned
+
+
 def _squares(w0: Array, change: Array, axis: int) -> Floats:
     """Σv² along an axis: V in float64, or its rounding would outweigh the change of a short run."""
     v: Floats = np.add(w0, change, dtype=np.float64)

@@ -6,13 +6,14 @@ from typing import Any
 import click
 
 from wdecomp.cli.console import say
-from wdecomp.cli.selection import layers_option, modules_option, split_base
+from wdecomp.cli.selection import base_dequantized_option, layers_option, modules_option, split_base
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="[BASE] PATH...")
 @modules_option
 @layers_option
+@base_dequantized_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def inspect(paths: tuple[str, ...], as_json: bool, **selection: Any) -> None:
     """Show what checkpoints hold and how they pair, from their headers alone.

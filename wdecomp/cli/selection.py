@@ -28,6 +28,14 @@ layers_option = click.option(
 )
 
 
+base_dequantized_option = click.option(
+    "--base-dequantized",
+    metavar="PATH",
+    help="The quantised base that the adapters were trained on (QLoRA, QDoRA): they are compared "
+    "with it, and what quantisation did to BASE is shown as a run of its own.",
+)
+
+
 def split_base(paths: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
     """The base and the tuned ones; no base if the first path is an adapter or has a label."""
     from wdecomp.checkpoint import is_adapter, is_there

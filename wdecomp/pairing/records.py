@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from wdecomp.adapter import Adapted
+from wdecomp.adapter import Adapted, OnOtherBase
 from wdecomp.checkpoint import Matrix
 from wdecomp.names import Place
 
@@ -20,7 +20,7 @@ class Pair:
     parameter: str
     place: Place
     base: Matrix
-    tuned: Matrix | Adapted
+    tuned: Matrix | Adapted | OnOtherBase
     shape: tuple[int, int]  # (outputs, inputs) that both have
     tuned_name: str
     why: str = ""

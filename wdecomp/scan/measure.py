@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol, Self
 
 import numpy as np
 
-from wdecomp.adapter import Adapted, ChangeReader
+from wdecomp.adapter import Adapted, ChangeReader, OnOtherBase, OtherBaseReader
 from wdecomp.checkpoint import Matrix, MatrixReader, Rectangle
 from wdecomp.decomposition import (
     Axis,
@@ -50,13 +50,24 @@ class Measured:
 
 
 def measure(pairs: list[Pair], block_bytes: int, on_bytes: Callable[[int], None]) -> list[Measured]:
-    """The sums of all pairs of one base matrix, in one pass over it.
+    """The sums of all pairs of one parameter, in one pass over each base that they have.
 
     Args:
-        pairs: they share their base.
+        pairs: all have one base; adapters that were trained on another one may have that.
         block_bytes: of the base, to be held at a time.
         on_bytes: told how many bytes have been gone through since it was last called.
     """
+    found: dict[int, Measured] = {}
+    for base in {id(pair.base.tensor): pair.base for pair in pairs}.values():
+        here = [i for i, pair in enumerate(pairs) if pair.base.tensor is base.tensor]
+        of_base = _measure([pairs[i] for i in here], block_bytes, on_bytes)
+        found |= dict(zip(here, of_base, strict=True))
+    return [found[i] for i in range(len(pairs))]
+
+
+def _measure(
+    pairs: list[Pair], block_bytes: int, on_bytes: Callable[[int], None]
+) -> list[Measured]:
     sums = _pass(pairs, block_bytes, share_less=0.0, on_bytes=on_bytes)
     again = [i for i, s in enumerate(sums) if shrunken(s.output).any() or shrunken(s.input).any()]
     direct = _pass([pairs[i] for i in again], block_bytes, 1.0, lambda _: None) if again else []
@@ -66,7 +77,7 @@ def measure(pairs: list[Pair], block_bytes: int, on_bytes: Callable[[int], None]
 
 def sampled_floor(pair: Pair) -> float:
     """The ΔD that rounding the base's own weights to the tuned dtype gives: 0 for an adapter."""
-    if isinstance(pair.tuned, Adapted):
+    if not isinstance(pair.tuned, Matrix):
         return 0.0
     return rounding_floor(_sample(pair.base), pair.tuned.dtype)
 
@@ -97,6 +108,8 @@ def _pass(
 def _reader(pair: Pair) -> TunedReader:
     if isinstance(pair.tuned, Adapted):
         return ChangeReader(pair.tuned, pair.base)
+    if isinstance(pair.tuned, OnOtherBase):
+        return OtherBaseReader(pair.tuned)
     return MatrixReader(pair.tuned)
 
 

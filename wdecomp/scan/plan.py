@@ -49,8 +49,9 @@ class Plan:
 
     def nbytes(self, parameter: str) -> int:
         """Bytes to read for a parameter: the base's once, and every tuned one's."""
-        beside = self.beside(parameter)
-        return beside[0][1].base.nbytes + sum(pair.nbytes for _, pair in beside)
+        pairs = [pair for _, pair in self.beside(parameter)]
+        bases = {id(pair.base.tensor): pair.base for pair in pairs}.values()
+        return sum(base.nbytes for base in bases) + sum(pair.nbytes for pair in pairs)
 
 
 def make_plan(base: Checkpoint, runs: list[Run], wanted: Callable[[Place], bool]) -> Plan:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wdecomp.adapter import Adapted
+from wdecomp.adapter import Adapted, OnOtherBase
 from wdecomp.checkpoint import BLOCK_BYTES, core_shape
 from wdecomp.decomposition import Axis, summarise
 from wdecomp.pairing import Pair
@@ -88,7 +88,8 @@ def _where(run: Run, pair: Pair) -> dict[str, Any]:
 def _facts(pair: Pair, found: Measured) -> dict[str, Any]:
     (a_out, _, c_out), (a_in, _, _) = found.sums.output, found.sums.input
     base, change = float(a_out.sum()), float(c_out.sum())
-    update = pair.tuned.update if isinstance(pair.tuned, Adapted) else None
+    tuned = pair.tuned.adapted if isinstance(pair.tuned, OnOtherBase) else pair.tuned
+    update = tuned.update if isinstance(tuned, Adapted) else None
     return {
         "shape": _shape(pair),
         "dtype_base": pair.base.dtype,
