@@ -1,41 +1,27 @@
-"""What a comparison would read, pair and leave out, from headers alone."""
+"""What a checkpoint is understood to be, and what a comparison would read, from headers alone."""
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from wdecomp.checkpoint import open_checkpoint, steps_of
+from wdecomp.adapter import Adapted, ModuleUpdate, OnOtherBase, read_adapter
+from wdecomp.checkpoint import Checkpoint, Matrix, open_checkpoint, steps_of
 from wdecomp.comparison import plan_comparison
 from wdecomp.names import place
+from wdecomp.pairing import Pair
 from wdecomp.scan import Run
-
-MOST_SHOWN = 20
 
 
 def contents(path: str) -> dict[str, Any]:
-    """Every checkpoint at a path: files, bytes, and its tensors by stack, module and dtype.
+    """Every checkpoint at a path: files, bytes, its tensors, and what an adapter does to a base.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
+        AdapterError: it is an adapter that cannot be read.
     """
-    return {
-        "checkpoints": [
-            {
-                "path": str(checkpoint.path),
-                "step": step,
-                "kind": "adapter" if checkpoint.adapter_config is not None else "full",
-                "model_type": checkpoint.model_type,
-                "files": len(checkpoint.shards),
-                "bytes": sum(shard.size for shard in checkpoint.shards),
-                "tensors": _counted(
-                    (place(t.name).stack, place(t.name).module, f"{len(t.shape)}-D", t.dtype)
-                    for t in checkpoint.tensors.values()
-                ),
-            }
-            for step, child in steps_of(Path(path))
-            for checkpoint in [open_checkpoint(child)]
-        ]
-    }
+    opened = ((step, open_checkpoint(child)) for step, child in steps_of(Path(path)))
+    return {"checkpoints": [_checkpoint(step, checkpoint) for step, checkpoint in opened]}
 
 
 def comparison_plan(base: str | None, *tuned: str, **selection: Any) -> dict[str, Any]:
@@ -50,65 +36,79 @@ def comparison_plan(base: str | None, *tuned: str, **selection: Any) -> dict[str
     }
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """Either of the two for a terminal."""
-    lines = _plan_lines(found) if "runs" in found else _contents_lines(found)
-    return "\n".join(lines)
-
-
-def _run(run: Run, wanted: set[str]) -> dict[str, Any]:
-    pairs = [pair for name, pair in run.pairing.matrices.items() if name in wanted]
+def _checkpoint(step: int | None, checkpoint: Checkpoint) -> dict[str, Any]:
     return {
-        "run": run.name,
-        "method": run.method,
-        "step": run.step,
-        "path": str(run.checkpoint.path),
-        "matrices": _counted((p.place.stack, p.place.module, _stored(p.base)) for p in pairs),
-        "vectors": sum(name in wanted for name in run.pairing.vectors),
-        "left_out": [[g.side, g.tensor, g.reason] for g in run.pairing.left_out],
+        "path": str(checkpoint.path),
+        "step": step,
+        "kind": "adapter" if checkpoint.is_adapter else "full",
+        "model_type": checkpoint.model_type,
+        "files": len(checkpoint.shards),
+        "bytes": sum(shard.size for shard in checkpoint.shards),
+        "tensors": _counted(
+            (place(t.name).stack, place(t.name).module, f"{len(t.shape)}-D", t.dtype)
+            for t in checkpoint.tensors.values()
+        ),
+        "adapter": _adapter(checkpoint) if checkpoint.is_adapter else None,
+        "left_out": [["tuned", *gone] for gone in checkpoint.left_out],
     }
 
 
-def _stored(matrix: Any) -> str:
+def _adapter(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What an adapter says by itself, without its base."""
+    adapter = read_adapter(checkpoint)
+    return {
+        "dialect": adapter.dialect,
+        "method": adapter.method,
+        "base": adapter.base,
+        "notes": list(adapter.notes),
+        "updates": [
+            {"parameter": name, "from": each.tensors[0].name if each.tensors else ""} | _how(each)
+            for name, each in adapter.updates.items()
+        ],
+        "replaced": list(adapter.replaced),
+        "left_out": [["tuned", *gone] for gone in adapter.left_out],
+    }
+
+
+def _run(run: Run, wanted: set[str]) -> dict[str, Any]:
+    pairing = run.pairing
+    pairs = [pair for name, pair in pairing.matrices.items() if name in wanted]
+    vectors = [pair for name, pair in pairing.vectors.items() if name in wanted]
+    return {
+        "run": run.name,
+        "dialect": pairing.dialect or "full checkpoint",
+        "method": run.method,
+        "step": run.step,
+        "path": str(run.checkpoint.path),
+        "notes": list(pairing.notes),
+        "matrices": _counted(
+            (p.place.stack, p.place.module, _stored(p.base), p.why) for p in pairs
+        ),
+        "updates": [_pair(pair) for pair in (*pairs, *vectors) if run.checkpoint.is_adapter],
+        "vectors": len(vectors),
+        "left_out": [[g.side, g.tensor, g.reason] for g in pairing.left_out],
+    }
+
+
+def _pair(pair: Pair) -> dict[str, Any]:
+    tuned = pair.tuned.adapted if isinstance(pair.tuned, OnOtherBase) else pair.tuned
+    found = {"parameter": pair.parameter, "from": pair.tuned_name}
+    if isinstance(tuned, Matrix):
+        return found | {"formula": "replaced", "rank": None, "scaling": None}
+    return found | _how(tuned)
+
+
+def _how(each: Adapted | ModuleUpdate) -> dict[str, Any]:
+    """The formula, rank and scaling of an update."""
+    formula = each.update.formula
+    if each.magnitude is not None:
+        formula = f"m·V/‖V‖ per {each.magnitude.axis}, V = {formula}"
+    return {"formula": formula, "rank": each.update.rank, "scaling": each.update.scaling}
+
+
+def _stored(matrix: Matrix) -> str:
     return "(input, output)" if matrix.input_first else "(output, input)"
 
 
-def _counted(keys: Any) -> list[list[Any]]:
+def _counted(keys: Iterable[tuple[str, ...]]) -> list[list[Any]]:
     return [[*key, count] for key, count in sorted(Counter(keys).items())]
-
-
-def _contents_lines(found: dict[str, Any]) -> list[str]:
-    lines = []
-    for each in found["checkpoints"]:
-        step = "" if each["step"] is None else f", step {each['step']}"
-        lines.append(
-            f"{each['path']}: {each['kind']}{step}, model type {each['model_type'] or 'not known'},"
-            f" {_size(each['bytes'])}, files: {each['files']}"
-        )
-        lines += [f"  {count:>6} × {stack}.{module} {rank} {dtype}"
-                  for stack, module, rank, dtype, count in each["tensors"]]  # fmt: skip
-    return lines
-
-
-def _plan_lines(found: dict[str, Any]) -> list[str]:
-    lines = [f"base {found['base']}", f"to read: {_size(found['bytes'])}, {found['units']} units"]
-    for run in found["runs"]:
-        step = "" if run["step"] is None else f" step {run['step']}"
-        lines.append(f"{run['run']}{step} ({run['method']}) {run['path']}")
-        lines += [f"  {count:>6} × {stack}.{module}, stored {stored}"
-                  for stack, module, stored, count in run["matrices"]]  # fmt: skip
-        lines.append(f"  {run['vectors']:>6} × 1-D, relative change only")
-        gone = run["left_out"]
-        lines += [f"  left out, {side}: {tensor}: {reason}" for side, tensor, reason in
-                  gone[:MOST_SHOWN]]  # fmt: skip
-        if len(gone) > MOST_SHOWN:
-            lines.append(f"  and {len(gone) - MOST_SHOWN} more: --json lists them all")
-    return lines
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.4g} {unit}"
-        count /= 1000
-    return f"{count:.4g} TB"

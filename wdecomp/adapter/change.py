@@ -31,6 +31,11 @@ class Update(Protocol):
     """What an adapter says of one module: tensors on disk and numbers, nothing read yet."""
 
     @property
+    def formula(self) -> str:
+        """W' without a magnitude, for humans."""
+        ...
+
+    @property
     def shape(self) -> tuple[int | None, int | None]:
         """(outputs, inputs) of the weight that it changes; None where it leaves one open."""
         ...
@@ -73,6 +78,7 @@ class Nothing:
     rank: ClassVar[None] = None
     scaling: ClassVar[None] = None
     tensors: ClassVar[tuple[PlainTensor, ...]] = ()
+    formula: ClassVar[str] = "W0"
 
     def fits(self, shape: tuple[int, int]) -> bool:
         """Always."""

@@ -60,6 +60,7 @@ class LowRank:
     scaling: float
     core: PlainTensor | None = None
     expert: Expert | None = None
+    formula: ClassVar[str] = "W0 + s·BA"
 
     @property
     def rank(self) -> int:
@@ -105,6 +106,12 @@ class ExpertStack:
     b: PlainTensor
     scaling: float
     experts: int
+    formula: ClassVar[str] = "W0 + s·BA for each expert"
+
+    @property
+    def rank(self) -> int:
+        """Of one expert."""
+        return self.a.shape[0] // self.experts
 
     @property
     def tensors(self) -> tuple[PlainTensor, ...]:
@@ -129,6 +136,7 @@ class AdaLora:
     e: PlainTensor
     b: PlainTensor
     scaling: float
+    formula: ClassVar[str] = "W0 + s·B diag(E) A"
 
     @property
     def rank(self) -> int:
@@ -171,6 +179,7 @@ class Vera:
     key: int
     widest: tuple[int, int] | None = None
     scaling: ClassVar[None] = None
+    formula: ClassVar[str] = "W0 + diag(b) B diag(d) A"
 
     @property
     def rank(self) -> int:
@@ -212,6 +221,7 @@ class DeLora:
     strength: PlainTensor
     norms: PlainTensor
     scaling: ClassVar[None] = None
+    formula: ClassVar[str] = "W0 + B diag(λ/(r‖Aᵢ‖‖Bᵢ‖)) A diag(‖W0‖)"
 
     @property
     def rank(self) -> int:

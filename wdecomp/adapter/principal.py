@@ -9,7 +9,7 @@ P follows from the base alone. Only where an adapter was saved without conversio
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import scipy.linalg
@@ -28,6 +28,7 @@ class FromPrincipal:
 
     trained: LowRank
     kind: Kind
+    formula: ClassVar[str] = "W0 − P + s·BA, P the part that training began with"
 
     @property
     def rank(self) -> int:

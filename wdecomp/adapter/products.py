@@ -77,6 +77,7 @@ class Hadamard:
     first: Factored
     second: Factored
     scaling: float
+    formula: ClassVar[str] = "W0 + s·(A1·B1) ∘ (A2·B2)"
 
     @property
     def rank(self) -> int | None:
@@ -128,6 +129,7 @@ class Kronecker:
     first: Factored
     second: Factored
     scaling: float
+    formula: ClassVar[str] = "W0 + s·(C ⊗ D)"
 
     @property
     def rank(self) -> int | None:

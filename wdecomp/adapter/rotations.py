@@ -34,6 +34,7 @@ class Oft:
     constraint: float | None = None
     rank: ClassVar[None] = None
     scaling: ClassVar[None] = None
+    formula: ClassVar[str] = "W0·Rᵀ, R block diagonal"
 
     @property
     def tensors(self) -> tuple[PlainTensor, ...]:
@@ -83,6 +84,7 @@ class Boft:
     scale: PlainTensor
     rank: ClassVar[None] = None
     scaling: ClassVar[None] = None
+    formula: ClassVar[str] = "s·W0·Rᵀ, R butterfly"
 
     @property
     def tensors(self) -> tuple[PlainTensor, ...]:
@@ -136,6 +138,7 @@ class Hra:
     u: PlainTensor
     orthogonal: bool
     scaling: ClassVar[None] = None
+    formula: ClassVar[str] = "W0·Π(I − 2ûûᵀ)"
 
     @property
     def rank(self) -> int:

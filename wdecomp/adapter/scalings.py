@@ -30,6 +30,7 @@ class Scaling:
     neutral: float = 1.0
     rank: ClassVar[None] = None
     scaling: ClassVar[None] = None
+    formula: ClassVar[str] = "l·W0"
 
     @property
     def tensors(self) -> tuple[PlainTensor, ...]:
@@ -78,6 +79,7 @@ class Added:
     change: PlainTensor
     scaling: float = 1.0
     rank: ClassVar[None] = None
+    formula: ClassVar[str] = "W0 + s·D"
 
     @property
     def tensors(self) -> tuple[PlainTensor, ...]:
@@ -121,6 +123,7 @@ class Tokens:
     which: tuple[int, ...]
     rank: ClassVar[None] = None
     scaling: ClassVar[None] = None
+    formula: ClassVar[str] = "new rows for some tokens"
 
     @property
     def tensors(self) -> tuple[PlainTensor, ...]:

@@ -53,4 +53,6 @@ def shape_of(entry: Entry) -> tuple[int | None, ...]:
 
 def key_of(name: str, entry: Entry) -> str:
     """The name on disk: of an adapter, its first key."""
-    return entry.tensors[0].name if isinstance(entry, ModuleUpdate) and entry.tensors else name
+    if isinstance(entry, ModuleUpdate):
+        return entry.tensors[0].name if entry.tensors else name
+    return entry.name
