@@ -3,6 +3,8 @@
 from wdecomp.adapter.adapter import Adapter, ModuleUpdate
 from wdecomp.adapter.dialects import read_adapter
 from wdecomp.adapter.low_rank import ExpertStack, Vera
+from wdecomp.adapter.output_rotations import OutputRotation
+from wdecomp.adapter.principal import FromPrincipal
 from wdecomp.adapter.updates import (
     Adapted,
     ChangeReader,
@@ -11,7 +13,11 @@ from wdecomp.adapter.updates import (
     OtherBaseReader,
 )
 
+# Updates that a part of a module does not tell.
+NEEDS_MODULE = (FromPrincipal, OutputRotation)
+
 __all__ = [
+    "NEEDS_MODULE",
     "Adapted",
     "Adapter",
     "ChangeReader",

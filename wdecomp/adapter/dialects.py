@@ -1,9 +1,19 @@
 """Which dialect an adapter is written in; each becomes the same update records."""
 
 from wdecomp.adapter.adapter import Adapter
+from wdecomp.adapter.diffusers import is_diffusers, read_diffusers
+from wdecomp.adapter.foreign_dora import (
+    is_fsdp_qlora,
+    is_mlx,
+    is_nvlabs,
+    read_fsdp_qlora,
+    read_mlx,
+    read_nvlabs,
+)
+from wdecomp.adapter.kohya import is_kohya, read_kohya
 from wdecomp.adapter.peft import read_peft
 from wdecomp.checkpoint import Checkpoint
-from wdecomp.errors import AdapterError
+from wdecomp.errors import AdapterError, some
 
 
 def read_adapter(checkpoint: Checkpoint) -> Adapter:
@@ -12,10 +22,22 @@ def read_adapter(checkpoint: Checkpoint) -> Adapter:
     Raises:
         AdapterError: it cannot be read, for a reason that is named.
     """
-    where = str(checkpoint.path)
+    where, tensors = str(checkpoint.path), checkpoint.plain_tensors
     config = checkpoint.adapter_config or {}
-    if "peft_type" not in config:
-        raise AdapterError(
-            f"{where}: adapter_config.json has no peft_type, expected a PEFT adapter's."
-        )
-    return read_peft(checkpoint.tensors, config, where)
+    if config.get("peft_type", "DORA") != "DORA":
+        return read_peft(tensors, config, where)
+    if is_nvlabs(tensors, config):
+        return read_nvlabs(tensors, config, where)
+    if is_fsdp_qlora(tensors):
+        return read_fsdp_qlora(tensors, where)
+    if is_mlx(tensors):
+        return read_mlx(tensors, config, where)
+    if is_diffusers(tensors):
+        return read_diffusers(tensors, checkpoint.metadata, where)
+    if is_kohya(tensors):
+        return read_kohya(tensors, where)
+    there = "no adapter_config.json beside it" if not config else "no peft_type in its config"
+    raise AdapterError(
+        f"{where}: holds an adapter ({some(list(tensors))}) of no dialect that is known, and there "
+        f"is {there}. Its scaling is not known without one."
+    )

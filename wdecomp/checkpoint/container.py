@@ -45,6 +45,12 @@ class Checkpoint:
     def model_type_of(self, parameter: str) -> str | None:
         return self.model_type
 
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def plain_tensors(self) -> dict[str, StoredTensor]:
+        return self.tensors
+
     @property
     def model_type(self) -> str | None:
         """What transformers calls the architecture, where a config says so."""

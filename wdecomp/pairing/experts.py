@@ -21,7 +21,7 @@ def expert_of(stack: ExpertStack, target: Target, base: Checkpoint, tuned: Check
     """
     slot = target.slot
     plane = slot.matrix.plane if target.plane is None else target.plane
-    split = bool(target.layout.parts)  # the adapter's stack is fused, the base's is not
+    split = target.of_part  # the adapter's stack is fused, the base's is not
     module = slot.matrix if split else slot.module
     shape = (_outputs(target, plane), module.shape[1]) if split else module.shape
     inputs, outputs = stack.sides

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from wdecomp.adapter import Adapted, ExpertStack, ModuleUpdate, Vera
+from wdecomp.adapter import NEEDS_MODULE, Adapted, ExpertStack, ModuleUpdate, Vera
 from wdecomp.checkpoint import Checkpoint, Matrix, Weight
 from wdecomp.errors import PairingError, some
 from wdecomp.names import is_embedding, is_head
@@ -121,7 +121,7 @@ def _pair(
         return _adapted(base, tuned, name, entry, target), None
     right, _ = oriented(slot.name, entry, tuned.config_of(name) or base.config_of(slot.name),
                         target.layout)  # fmt: skip
-    if target.layout.parts:
+    if target.of_part:
         right = replace(right, plane=target.plane, picked=target.outputs)
     elif slot.label:
         right = _same_part(slot, right, entry)
@@ -189,8 +189,9 @@ def _adapted(
     slot = target.slot
     if isinstance(entry.update, ExpertStack):
         adapted = expert_of(entry.update, target, base, tuned)
-    elif target.layout.parts:  # the adapter's module is fused, the base's is not
+    elif target.of_part:  # the adapter's module is fused, the base's is not
         adapted = Adapted(entry.update, entry.magnitude, slot.matrix, target.outputs)
+        _check_part(tuned, slot, adapted)
     else:
         adapted = Adapted(entry.update, entry.magnitude, slot.module, slot.outputs)
         if not entry.update.fits(slot.module.shape) and entry.update.fits(slot.matrix.shape):
@@ -209,6 +210,24 @@ def _check_fit(base: Checkpoint, tuned: Checkpoint, slot: Slot, adapted: Adapted
         f"{slot.parameter}: base is {slot.module.shape} (output, input), the adapter in "
         f"{tuned.path} is for {_wanted(adapted)}. It was trained on another base."
     )
+
+
+def _check_part(tuned: Checkpoint, slot: Slot, adapted: Adapted) -> None:
+    """An update of a fused module that can be told for a part of its outputs alone."""
+    outputs, inputs = adapted.update.shape
+    last = adapted.outputs[-1][-1] if adapted.outputs else 0
+    if outputs is None or last >= outputs or inputs not in (None, slot.matrix.shape[1]):
+        raise PairingError(
+            f"{slot.parameter}: is {slot.matrix.shape} (output, input), a part of a module that "
+            f"the adapter in {tuned.path} has for {_wanted(adapted)}. It was trained on another "
+            "base."
+        )
+    of_all = adapted.magnitude is not None and adapted.magnitude.axis == "input"
+    if of_all or isinstance(adapted.update, NEEDS_MODULE):
+        raise PairingError(
+            f"{slot.parameter}: the adapter in {tuned.path} changes a module that {slot.name} is a "
+            "part of by a formula that needs all of it. Compare with a base that has it fused."
+        )
 
 
 def _wanted(adapted: Adapted) -> str:

@@ -23,11 +23,13 @@ VOCABULARY = 1000  # a head with more rows has words in them, which keep their p
 class Target:
     """One slot of the base and the part of a tuned entry that belongs to it.
 
-    plane, outputs: which part of the entry, as in `Matrix`; all of it if None.
-    layout: of the entry, where it is fused and the base is not.
+    of_part: the entry is fused and the base is not: only a part of the entry belongs to the slot.
+    plane, outputs: which part of the entry that is, as in `Matrix`.
+    layout: of the entry.
     """
 
     slot: Slot
+    of_part: bool = False
     plane: int | None = None
     outputs: Ranges | None = None
     layout: Layout = Layout()  # noqa: RUF009
@@ -39,13 +41,15 @@ def find_targets(base: Checkpoint, tuned: Checkpoint, entries: Entries) -> dict[
     Raises:
         PairingError: two tuned names are one name of the base.
     """
+    if entries.flat_names:
+        return _by_flat_names(base, entries)
     found = _by_name(base, tuned, entries)
     targets = {
         name: [Target(slot) for slot in _slots_of(base, tuned, name, here)] if here else []
         for name, here in found.items()
     }
     alone = [name for name, here in found.items() if here is None]
-    if alone and not entries.flat_names:
+    if alone:
         targets |= _parts_of_base(base, tuned, alone)
         fused = [name for name in alone if not targets[name]]
         targets |= _parts_of_tuned(base, tuned, {name: entries.entries[name] for name in fused})
@@ -54,10 +58,25 @@ def find_targets(base: Checkpoint, tuned: Checkpoint, entries: Entries) -> dict[
 
 def _by_name(base: Checkpoint, tuned: Checkpoint, entries: Entries) -> dict[str, str | None]:
     fits = _fits(base, entries.entries)
-    if entries.flat_names:
-        return match_flat(base.tensors, entries.entries, fits)
     model_type = base.model_type or tuned.model_type
     return _with_tied_heads(base, entries, match(base.tensors, entries.entries, model_type, fits))
+
+
+def _by_flat_names(base: Checkpoint, entries: Entries) -> dict[str, list[Target]]:
+    """Of a module that the base has in several tensors, each takes the outputs that come next."""
+    names = match_flat(base.tensors, entries.entries, _fits(base, entries.entries))
+    targets: dict[str, list[Target]] = {}
+    for name, here in names.items():
+        targets[name], first = [], 0
+        for each in here:
+            [slot, *_] = found = slots(each, base.tensors[each], base.config_of(each))
+            if len(here) == 1:
+                targets[name] = [Target(slot) for slot in found]
+                continue
+            last = first + slot.module.shape[0]
+            targets[name].append(Target(slot, True, None, (range(first, last),)))
+            first = last
+    return targets
 
 
 def _fits(base: Checkpoint, entries: Mapping[str, Entry]) -> Callable[[str, str], bool]:
@@ -133,7 +152,7 @@ def _parts_of_tuned(
     for (name, i), base_name in here.items():
         part = layouts[name].parts[i]
         for slot in slots(base_name, base.tensors[base_name], base.config_of(base_name)):
-            targets[name].append(Target(slot, part.plane, part.outputs, layouts[name]))
+            targets[name].append(Target(slot, True, part.plane, part.outputs, layout=layouts[name]))
     return targets
 
 
