@@ -37,7 +37,7 @@ class Checkpoint:
 
     @property
     def is_adapter(self) -> bool:
-        return self.adapter_config is not None
+        return self.adapter_config is not None or any("lycoris" in k for k in self.tensors)
 
     def config_of(self, parameter: str) -> dict[str, Any]:
         return self.config
