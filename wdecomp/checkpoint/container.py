@@ -37,7 +37,7 @@ class Checkpoint:
 
     @property
     def is_adapter(self) -> bool:
-        return self.adapter_config is not None or any("lycoris" in k for k in self.tensors)
+        return self.adapter_config is not None or any("lycoris" in k or "lora" in k or k.startswith("lora_") for k in self.tensors)
 
     def config_of(self, parameter: str) -> dict[str, Any]:
         return self.config
@@ -105,14 +105,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _open(path: Path, file: Path) -> Checkpoint:
+    metadata: dict[str, str] = {}
     folder = file.parent
     if file.name.endswith(INDEX_SUFFIX):
         tensors, shards, left_out = _read_sharded(file)
     else:
         header = read_header(file)
         tensors, shards, left_out = header.tensors, (header.shard,), ()
-    adapter_config = _adapter_config(file) if _is_adapter(tensors, file) else None
-    return Checkpoint(path, tensors, shards, _config(folder), adapter_config, left_out)
+        metadata = header.metadata
+    adapter_config = _adapter_config(file) if file.name == ADAPTER else None
+    return Checkpoint(path, tensors, shards, _config(folder), adapter_config, left_out, metadata)
 
 
 def is_there(path: Path) -> bool:
