@@ -36,8 +36,8 @@ def _diffusers(module: str) -> str:
         {key: None}, SimpleNamespace(layers_per_block=2)
     )
     path = _convert_unet_lora_key(mapped.removesuffix(".lora_down.weight"))
-    path = path.replace(".processor.to_q", ".to_q")  # where a LoRA once had its place
-    return path.removeprefix("unet.").replace(".", "_")
+    flat = path.removeprefix("unet.").replace(".", "_")
+    return flat.replace("_processor_to_q", "_to_q").removesuffix("_lora")  # its place, once
 
 
 @pytest.mark.parametrize("module", SDXL)

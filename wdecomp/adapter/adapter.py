@@ -14,6 +14,7 @@ class ModuleUpdate:
 
     update: Update | ExpertStack
     magnitude: Magnitude | None = None
+    of_embedding: bool = False  # the base stores it (vocabulary, dim), whatever its name is
 
     @property
     def tensors(self) -> tuple[PlainTensor, ...]:

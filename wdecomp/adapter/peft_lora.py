@@ -117,7 +117,9 @@ def lora_updates(settings: LoraSettings, modules: Mapping[str, Factors]) -> dict
         update: Update = low_rank
         if settings.principal:
             update = FromPrincipal(low_rank, settings.principal)
-        updates[parameter] = ModuleUpdate(update, _magnitude(settings, factors, low_rank))
+        magnitude = _magnitude(settings, factors, low_rank)
+        of_embedding = "lora_embedding_A" in factors
+        updates[parameter] = ModuleUpdate(update, magnitude, of_embedding)
         if _has_bias(settings, factors):
             bias = factors.vector("lora_B.bias", b.shape[0], "outputs")
             updates[parameter.removesuffix("weight") + "bias"] = ModuleUpdate(Added(bias, scaling))

@@ -3,7 +3,7 @@
 W' = W − P + s·BA, so ΔW = s·BA − P, with P of rank r:
 
     PiSSA    P = U_r·S_r·V_rᵀ, the r largest singular values    arXiv:2404.02948, Eqs. (2)–(4)
-    OLoRA    P = Q_r·Q_rᵀ·W, Q_r of the QR of W's first inputs  arXiv:2406.01775
+    OLoRA    P = s·Q_r·Q_rᵀ·W, Q_r of the QR of W's first inputs  arXiv:2406.01775
 
 P follows from the base alone. Only where an adapter was saved without conversion does it matter.
 """
@@ -59,7 +59,7 @@ class FromPrincipal:
         trained = self.trained.load(weight)
         w = widen(read_matrix(weight)).astype(np.float64)
         basis = _basis(w, self.rank, self.kind)
-        taken = basis.T @ w
+        taken = basis.T @ w * (self.scaling if self.kind == "olora" else 1.0)
         return Product(
             np.hstack([trained.left, -basis.astype(np.float32)]),
             np.vstack([trained.right, taken.astype(np.float32)]),
@@ -67,7 +67,7 @@ class FromPrincipal:
 
 
 def _basis(w: Floats, rank: int, kind: Kind) -> Floats:
-    """Orthonormal columns (out, r) whose projection of W is P."""
+    """Orthonormal columns (out, r) whose projection of W is P, or P/s."""
     if kind == "olora":
         return np.asarray(np.linalg.qr(w[:, :rank])[0])
     outputs, inputs = w.shape

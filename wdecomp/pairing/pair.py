@@ -30,7 +30,7 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
     targets = find_targets(base, tuned, entries)
     for name in entries.entries:
         _account_for(result, base, tuned, entries, name, targets[name])
-    if not result.matrices:
+    if not result.matrices and not (tuned.is_adapter and result.vectors):
         raise PairingError(_why_none(base, tuned, entries, result.left_out, targets))
     if not tuned.is_adapter:
         met = {target.slot.name for each in targets.values() for target in each}
@@ -186,7 +186,7 @@ def _adapted(
     base: Checkpoint, tuned: Checkpoint, name: str, entry: ModuleUpdate, target: Target
 ) -> Pair:
     """A pair of a base matrix and an adapter's update of the module that it is in."""
-    slot = target.slot
+    slot = _as_embedding(target.slot) if entry.of_embedding else target.slot
     if isinstance(entry.update, ExpertStack):
         adapted = expert_of(entry.update, target, base, tuned)
     elif target.of_part:  # the adapter's module is fused, the base's is not
@@ -201,6 +201,12 @@ def _adapted(
         slot.parameter, slot.place, slot.matrix, adapted, slot.matrix.shape, key_of(name, entry),
         slot.why,
     )  # fmt: skip
+
+
+def _as_embedding(slot: Slot) -> Slot:
+    """A slot whose name does not say that it is an embedding, but whose adapter does."""
+    matrix = replace(slot.matrix, input_first=True)
+    return replace(slot, matrix=matrix, module=matrix, why="embedding: its adapter says so")
 
 
 def _check_fit(base: Checkpoint, tuned: Checkpoint, slot: Slot, adapted: Adapted) -> None:

@@ -90,6 +90,8 @@ def _fits(base: Checkpoint, entries: Mapping[str, Entry]) -> Callable[[str, str]
             return sorted(weight.shape) == sorted(
                 size for size in shape_of(entry) if size is not None
             )
+        if entry.of_embedding:
+            return entry.update.fits((weight.shape[-1], weight.shape[0]))
         [slot, *parts] = slots(here, weight, base.config_of(here))
         return bool(parts) or entry.update.fits(slot.matrix.shape)
 
