@@ -32,10 +32,10 @@ def read_adapter(checkpoint: Checkpoint) -> Adapter:
         return read_fsdp_qlora(tensors, where)
     if is_mlx(tensors):
         return read_mlx(tensors, config, where)
-    if is_diffusers(tensors):
+    if is_diffusers(tensors, checkpoint.metadata):
         return read_diffusers(tensors, checkpoint.metadata, where)
     if is_kohya(tensors):
-        return read_kohya(tensors, where)
+        return read_kohya(tensors, where, checkpoint.metadata)
     there = "no adapter_config.json beside it" if not config else "no peft_type in its config"
     raise AdapterError(
         f"{where}: holds an adapter ({some(list(tensors))}) of no dialect that is known, and there "
