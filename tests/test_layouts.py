@@ -1,0 +1,529 @@
+"""Layouts against what the models really do with the rows of their fused weights.
+
+No model is asked how it splits. Queries, keys and values are told apart by what moves the output at
+the last token; a GLU's halves by which of them is linear; experts by writing their formula down.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers.models.activations
+import diffusers.models.attention_processor
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from wdecomp.layouts import Layout, layout
+from wdecomp.names import place
+
+WIDTH = 24
+ZERO = 1e-6  # of the largest gradient: a softmax in float32 leaves 1e-7, the least real one is 1e-4
+SIZES: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 20, "num_hidden_layers": 1}
+SIZES |= {"num_attention_heads": 4, "vocab_size": 11, "pad_token_id": 0}
+GROUPED = SIZES | {"num_key_value_heads": 2}
+GPT2 = {"n_embd": WIDTH, "n_layer": 1, "n_head": 4, "vocab_size": 11, "n_positions": 7}
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.67}
+FALCON = SIZES | {"alibi": False, "bias": False}
+DBRX: dict[str, Any] = {"d_model": WIDTH, "n_heads": 4, "n_layers": 1, "vocab_size": 11}
+DBRX |= {"attn_config": {"kv_n_heads": 2, "clip_qkv": 1e9, "rope_theta": 1e4}}
+DBRX |= {"ffn_config": {"ffn_hidden_size": 5, "moe_num_experts": 3, "moe_top_k": 2}}
+
+# model class, its config, the fused module
+FUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "gpt2": ("GPT2Model", GPT2, "h.0.attn.c_attn"),
+    "openai-gpt": ("OpenAIGPTModel", GPT2, "h.0.attn.c_attn"),
+    "imagegpt": ("ImageGPTModel", GPT2, "h.0.attn.c_attn"),
+    "bigcode-mqa": ("GPTBigCodeModel", GPT2 | {"multi_query": True}, "h.0.attn.c_attn"),
+    "bigcode-mha": ("GPTBigCodeModel", GPT2 | {"multi_query": False}, "h.0.attn.c_attn"),
+    "phi3": ("Phi3Model", GROUPED, "layers.0.self_attn.qkv_proj"),
+    "phi3-mha": ("Phi3Model", SIZES, "layers.0.self_attn.qkv_proj"),
+    "gpt_neox": ("GPTNeoXModel", SIZES, "layers.0.attention.query_key_value"),
+    "neox-ja": ("GPTNeoXJapaneseModel", SIZES, "layers.0.attention.query_key_value"),
+    "persimmon": (
+        "PersimmonModel",
+        SIZES | {"rope_parameters": ROPE},
+        "layers.0.self_attn.query_key_value",
+    ),
+    "bloom": (
+        "BloomModel",
+        {"hidden_size": WIDTH, "n_head": 4, "n_layer": 1, "vocab_size": 11},
+        "h.0.self_attention.query_key_value",
+    ),
+    "falcon-rw": (
+        "FalconModel",
+        FALCON | {"multi_query": False},
+        "h.0.self_attention.query_key_value",
+    ),
+    "falcon-7b": (
+        "FalconModel",
+        FALCON | {"multi_query": True},
+        "h.0.self_attention.query_key_value",
+    ),
+    "falcon-40b": (
+        "FalconModel",
+        FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+        "h.0.self_attention.query_key_value",
+    ),
+    "mpt": (
+        "MptModel",
+        {"d_model": WIDTH, "n_heads": 4, "n_layers": 1, "vocab_size": 11, "max_seq_len": 8},
+        "blocks.0.attn.Wqkv",
+    ),
+    "dbrx": ("DbrxModel", DBRX, "blocks.0.norm_attn_norm.attn.Wqkv"),
+    "codegen": (
+        "CodeGenModel",
+        GPT2 | {"rotary_dim": 4, "n_head": 4, "n_ctx": 7},
+        "h.0.attn.qkv_proj",
+    ),
+    "deberta": ("DebertaModel", SIZES, "encoder.layer.0.attention.self.in_proj"),
+    "modernbert": ("ModernBertModel", SIZES, "layers.0.attn.Wqkv"),
+}
+ORDERED = {  # as a naive reading, three equal parts, would have it
+    *("gpt2", "openai-gpt", "imagegpt", "phi3-mha", "mpt", "modernbert"),
+}
+
+
+def built(class_name: str, config: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    model_class = getattr(transformers, class_name)
+    own = model_class.config_class(**config)
+    own._attn_implementation = "eager"
+    model = model_class(own).double().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def stored_config(model: Any) -> dict[str, Any]:
+    """What config.json would hold."""
+    config: dict[str, Any] = model.config.to_dict()
+    return config
+
+
+@contextmanager
+def fed(module: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """The module sees these inputs, whatever its model gives it."""
+    hook = module.register_forward_pre_hook(lambda *_: (inputs,))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def last_token(model: Any, module: nn.Module, inputs: Tensor) -> Tensor:
+    ids = torch.arange(1, 1 + inputs.shape[1])[None]
+    with fed(module, inputs):
+        hidden: Tensor = model(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden[0, -1]
+
+
+def moving(output: Tensor, weight: Tensor) -> Tensor:
+    """The size of the gradient of a direction of the output, per stored weight."""
+    direction = torch.linspace(1, 2, output.numel(), dtype=output.dtype)
+    (gradient,) = torch.autograd.grad(output.reshape(-1) @ direction.sin(), weight)
+    return gradient.abs()
+
+
+def kinds(run: Callable[[Tensor], Tensor], weight: Tensor, input_first: bool) -> str:
+    """q, k or v for every output of a fused weight, from the model's own behaviour.
+
+    With one and the same input at every token, all values are equal and no score matters: only v
+    moves the output. With inputs of the last token in other features than those of the rest, the
+    last token's query alone does not see the features of the rest.
+    """
+
+    def rows(x: Tensor, features: slice) -> Tensor:
+        gradient = moving(run(x), weight)
+        gradient = gradient.T if input_first else gradient
+        return gradient[:, features].amax(1) > ZERO * gradient.max()
+
+    x = torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    values = rows(x[:, :1].expand_as(x).contiguous(), slice(None))
+    half = WIDTH // 2
+    x[:, :-1, half:] = 0
+    x[:, -1, :half] = 0
+    elsewhere = rows(x, slice(half))
+    assert rows(x, slice(None)).all()  # every row takes part
+    told = zip(values.tolist(), elsewhere.tolist(), strict=True)
+    return "".join("v" if value else "k" if seen else "q" for value, seen in told)
+
+
+def said(found: Layout, outputs: int) -> str:
+    """The same word from a layout; every output in exactly one part."""
+    word = [""] * outputs
+    for part in found.parts:
+        for i in (i for piece in part.outputs or () for i in piece):
+            word[i] += part.label
+    return "".join(word)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", FUSED)
+def test_queries_keys_and_values_are_the_rows_that_the_model_uses_as_such(family: str) -> None:
+    class_name, config, name = FUSED[family]
+    model = built(class_name, config)
+    module = model.get_submodule(name)
+    input_first = isinstance(module, Conv1D)
+    weight = module.weight
+    word = kinds(lambda x: last_token(model, module, x), weight, input_first)
+    prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
+    found = layout(f"{prefix}{name}.weight", tuple(weight.shape), stored_config(model))
+    assert said(found, len(word)) == word
+    assert [part.module for part in found.parts] == [part.label for part in found.parts]
+    third = len(word) // 3
+    naive = "q" * third + "k" * third + "v" * third
+    assert (word == naive) == (family in ORDERED)
+
+
+def test_in_proj_of_a_multihead_attention() -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(WIDTH, 4, batch_first=True).double()
+    weight = attention.in_proj_weight
+    word = kinds(lambda x: attention(x, x, x)[0][0, -1], weight, input_first=False)
+    for name in ("visual.transformer.resblocks.3.attn", "transformer.encoder.layers.0.self_attn"):
+        assert said(layout(f"{name}.in_proj_weight", tuple(weight.shape), {}), 72) == word
+
+
+def test_projections_fused_by_diffusers() -> None:
+    torch.manual_seed(0)
+    attention = diffusers.models.attention_processor.Attention(WIDTH, heads=4, dim_head=6).double()
+    attention.fuse_projections()
+    processor = diffusers.models.attention_processor.FusedAttnProcessor2_0()
+    attention.set_processor(processor)
+    weight = attention.to_qkv.weight
+    word = kinds(lambda x: attention(x)[0, -1], weight, input_first=False)
+    assert said(layout("blocks.0.attn1.to_qkv.weight", tuple(weight.shape), {}), 72) == word
+
+
+def test_the_vision_tower_of_qwen() -> None:
+    vision = {"depth": 1, "embed_dim": WIDTH, "num_heads": 4, "hidden_size": 16, "patch_size": 2}
+    text = GROUPED | {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 1]}}
+    config = transformers.Qwen2VLConfig(text_config=text, vision_config=vision)
+    config.vision_config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    tower = transformers.models.qwen2_vl.modeling_qwen2_vl.VisionAttention(config.vision_config)
+    tower = tower.double()
+    rotary = torch.ones(5, 6, dtype=torch.float64), torch.zeros(5, 6, dtype=torch.float64)
+
+    def run(x: Tensor) -> Tensor:
+        ends = torch.tensor([0, 5], dtype=torch.int32)
+        output: Tensor = tower(x[0], cu_seqlens=ends, position_embeddings=rotary)
+        return output[-1]
+
+    shape = tuple(tower.qkv.weight.shape)
+    word = kinds(run, tower.qkv.weight, input_first=False)
+    for name in ("visual.blocks.0.attn.qkv.weight", "model.visual.blocks.0.attn.qkv.weight"):
+        assert said(layout(name, shape, config.to_dict()), 72) == word
+
+
+# GLUs -----------------------------------------------------------------------------------------
+
+
+def activated(run: Callable[[], Tensor], weight: Tensor, input_first: bool = False) -> str:
+    """Which outputs go through an activation: g. Others, u, are linear in their row."""
+    rows = weight.data.T if input_first else weight.data
+    word = ""
+    for row in rows:
+        kept = row.clone()
+        at = [run() for factor in (0.0, 1.0, 2.0) if row.copy_(kept * factor) is not None]
+        row.copy_(kept)
+        bend = (at[2] - 2 * at[1] + at[0]).abs().max()
+        assert (at[1] - at[0]).abs().max() > 0
+        word += "u" if bend < 1e-12 else "g"
+    return word
+
+
+def halves_said(found: Layout, outputs: int) -> str:
+    return said(found, outputs).replace("gate", "g").replace("up", "u")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("path", "class_name", "config_class", "config", "module", "name"),
+    [
+        ("phi3", "Phi3MLP", "Phi3Config", SIZES, "gate_up_proj", "layers.0.mlp"),
+        ("glm", "GlmMLP", "GlmConfig", SIZES, "gate_up_proj", "layers.0.mlp"),
+        ("dia", "DiaMLP", "DiaDecoderConfig", SIZES, "gate_up_proj", "decoder.layers.0.mlp"),
+        ("modernbert", "ModernBertMLP", "ModernBertConfig", SIZES, "Wi", "layers.0.mlp"),
+        (
+            "granitemoeshared",
+            "GraniteMoeSharedMLP",
+            "GraniteMoeSharedConfig",
+            SIZES | {"shared_intermediate_size": 10},
+            "input_linear",
+            "layers.0.shared_mlp",
+        ),
+        (
+            "phi4_multimodal",
+            "Phi4MultimodalAudioMLP",
+            "Phi4MultimodalAudioConfig",
+            {"hidden_size": WIDTH, "intermediate_size": 10},
+            "gate_up_proj",
+            "model.embed_tokens_extend.audio_embed.encoder.encoders.0.feed_forward_in",
+        ),
+    ],
+)
+def test_the_gate_is_the_half_that_is_activated(
+    path: str, class_name: str, config_class: str, config: dict[str, Any], module: str, name: str
+) -> None:
+    torch.manual_seed(0)
+    source = getattr(transformers.models, path)
+    own = getattr(transformers, config_class)(**config)
+    mlp = getattr(getattr(source, f"modeling_{path}"), class_name)(own).double().eval()
+    fused = mlp.get_submodule(module).weight
+    x = torch.randn(7, WIDTH, dtype=torch.float64)
+    word = activated(lambda: mlp(x), fused)
+    found = layout(f"model.{name}.{module}.weight", tuple(fused.shape), own.to_dict())
+    assert halves_said(found, len(word)) == word
+
+
+@torch.no_grad()
+def test_a_geglu_of_diffusers_has_its_gate_behind_its_value() -> None:
+    geglu = diffusers.models.activations.GEGLU(6, 24).double()
+    x = torch.randn(7, 6, dtype=torch.float64)
+    word = activated(lambda: geglu(x), geglu.proj.weight)
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj.weight"
+    assert halves_said(layout(name, (48, 6), {}), 48) == word == "u" * 24 + "g" * 24
+    assert layout(name, (24, 6), {}) == Layout()  # GELU, four times the width
+    assert layout(name, (48, 6), {"activation_fn": "gelu"}).parts == ()
+    assert layout(name, (30, 6), {"activation_fn": "swiglu"}).parts
+    assert "activation_fn" in layout(name, (30, 6), {}).note
+
+
+# Experts --------------------------------------------------------------------------------------
+
+MOE = SIZES | {"num_key_value_heads": 2, "num_local_experts": 3, "num_experts": 3}
+MOE |= {"moe_intermediate_size": 20, "num_experts_per_tok": 2, "text_config": SIZES}
+
+
+def matrices(tensor: Tensor, found: Layout) -> dict[str, Tensor]:
+    """Every part as a matrix, (output, input), by its label."""
+    seen = tensor.reshape(found.view) if found.view else tensor
+    parts = {}
+    for part in found.parts:
+        plane = seen if part.plane is None else seen[part.plane]
+        matrix = plane.T if found.input_first else plane
+        kept = [i for piece in part.outputs or (range(len(matrix)),) for i in piece]
+        parts[part.label] = matrix[kept]
+    return parts
+
+
+def glu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    return (nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+
+def gpt_oss_glu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    gated = (x @ gate.T) * torch.sigmoid(1.702 * (x @ gate.T))
+    return ((x @ up.T + 1) * gated) @ down.T
+
+
+EXPERTS = [
+    ("mixtral", "MixtralExperts", "MixtralConfig", glu),
+    ("qwen2_moe", "Qwen2MoeExperts", "Qwen2MoeConfig", glu),
+    ("deepseek_v3", "DeepseekV3Experts", "DeepseekV3Config", glu),
+    ("gpt_oss", "GptOssExperts", "GptOssConfig", gpt_oss_glu),
+    ("granitemoe", "GraniteMoeExperts", "GraniteMoeConfig", glu),
+    ("aria", "AriaExperts", "AriaTextConfig", glu),
+]
+
+
+# The width is told by its size, not told as 2 · 12 = 24, not told as the matrix is square. Qwen3-VL
+# runs as it does not store, and is taken as stored where the width does not tell.
+EXPERTS_AND_SIZES = [(*row, i) for row in EXPERTS for i in (20, 12, WIDTH)]
+EXPERTS_AND_SIZES += [("qwen3_vl_moe", "Qwen3VLMoeTextExperts", "Qwen3VLMoeTextConfig", glu, 20)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("path", "class_name", "config_class", "formula", "intermediate"), EXPERTS_AND_SIZES
+)
+def test_experts_are_their_formula(
+    path: str, class_name: str, config_class: str, formula: Callable[..., Tensor], intermediate: int
+) -> None:
+    torch.manual_seed(0)
+    sizes = MOE | {"intermediate_size": intermediate, "moe_intermediate_size": intermediate}
+    sizes |= {"moe_num_experts": 3, "n_routed_experts": 3}
+    sizes.pop("text_config")
+    own = getattr(transformers, config_class)(**sizes)
+    module = getattr(getattr(transformers.models, path), f"modeling_{path}")
+    experts = getattr(module, class_name)(own).double()
+    for parameter in experts.parameters():
+        nn.init.normal_(parameter, std=0.2 if parameter.ndim == 3 else 0.0)
+    front = "model.layers.0.mlp.experts"
+    up = layout(f"{front}.gate_up_proj", tuple(experts.gate_up_proj.shape), own.to_dict())
+    down = layout(f"{front}.down_proj", tuple(experts.down_proj.shape), own.to_dict())
+    halves = matrices(experts.gate_up_proj, up)
+    downs = matrices(experts.down_proj, down)
+    x = torch.randn(5, WIDTH, dtype=torch.float64)
+    for e in range(3):
+        chosen = torch.full((5, 1), e)
+        weights = torch.ones(5, 1, dtype=torch.float64)
+        expected = formula(x, halves[f"{e}.gate"], halves[f"{e}.up"], downs[str(e)])
+        torch.testing.assert_close(expected, experts(x, chosen, weights))
+    assert {p.label: p.module for p in up.parts if p.plane == 2} == {
+        "2.gate": "gate",
+        "2.up": "up",
+    }
+
+
+@torch.no_grad()
+def test_experts_of_llama_4() -> None:
+    own = transformers.Llama4TextConfig(**MOE | {"intermediate_size": WIDTH})
+    own_class = transformers.models.llama4.modeling_llama4.Llama4TextExperts
+    experts = own_class(own).double()
+    for parameter in experts.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    config = {"model_type": "llama4", "text_config": own.to_dict()}
+    front = "language_model.model.layers.0.feed_forward.experts"
+    up = layout(f"{front}.gate_up_proj", tuple(experts.gate_up_proj.shape), config)
+    down = layout(f"{front}.down_proj", tuple(experts.down_proj.shape), config)
+    halves, downs = matrices(experts.gate_up_proj, up), matrices(experts.down_proj, down)
+    x = torch.randn(3, 5, WIDTH, dtype=torch.float64)
+    expected = [glu(x[e], halves[f"{e}.gate"], halves[f"{e}.up"], downs[str(e)]) for e in range(3)]
+    torch.testing.assert_close(torch.cat(expected), experts(x.reshape(15, WIDTH)))
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+def test_experts_of_dbrx_stand_below_one_another() -> None:
+    model = built("DbrxModel", DBRX)
+    experts = model.blocks[0].ffn.experts
+    front = "transformer.blocks.0.ffn.experts.mlp"
+    w = {}
+    for name in ("w1", "v1", "w2"):
+        stored = getattr(experts.mlp, name)
+        found = layout(f"{front}.{name}", tuple(stored.shape), stored_config(model))
+        w[name] = matrices(stored, found)
+        assert found.parts[1].split_names[0] == (
+            "transformer.blocks.0.ffn.experts.1."
+            + {"w1": "gate_proj", "v1": "up_proj", "w2": "down_proj"}[name]
+            + ".weight"
+        )
+    x = torch.randn(1, 5, WIDTH, dtype=torch.float64)
+    for e in map(str, range(3)):
+        chosen = torch.full((5, 1), int(e))
+        expected = glu(x, w["w1"][e], w["v1"][e], w["w2"][e])
+        weights = torch.ones(5, 1, dtype=torch.float64)
+        torch.testing.assert_close(expected, experts(x, chosen, weights))
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+def test_experts_of_jetmoe_in_its_attention_and_its_mlp() -> None:
+    config = MOE | {"kv_channels": 6, "num_key_value_heads": 2}
+    model = built("JetMoeModel", {k: v for k, v in config.items() if k != "text_config"})
+    x = torch.randn(4, WIDTH, dtype=torch.float64)
+    for name, labels in {
+        "layers.0.mlp.input_linear": ("1.gate", "1.up"),
+        "layers.0.mlp.output_linear": ("1",),
+        "layers.0.self_attention.experts.input_linear": ("1",),
+        "layers.0.self_attention.experts.output_linear": ("1",),
+    }.items():
+        module = model.get_submodule(name)
+        shape = tuple(module.weight.shape)
+        found = layout(f"model.{name}.weight", shape, stored_config(model))
+        parts = matrices(module.weight, found)
+        of_one = torch.cat([parts[label] for label in labels])
+        x = torch.randn(4, shape[2], dtype=torch.float64)
+        torch.testing.assert_close(x @ of_one.T, module(x, [0, 4, 0]))
+
+
+# Without a family -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "config", "why"),
+    [
+        ("transformer.h.0.attn.c_attn.weight", (72, 24), {}, "model_type"),
+        ("h.0.self_attention.query_key_value.weight", (72, 24), {}, "model_type"),
+        ("model.layers.0.attention.wqkv.weight", (72, 24), {}, "model_type"),
+        ("h.0.attn.qkv_proj.weight", (72, 24), {}, "model_type"),
+        ("layers.0.self_attn.qkv_proj.weight", (48, 24), {}, "num_attention_heads"),
+        ("layers.0.self_attn.qkv_proj.weight", (48, 24), {"num_attention_heads": 5}, "48 outputs"),
+        ("layers.0.attention.query_key_value.weight", (72, 24), {"model_type": "bloom"}, "heads"),
+        ("model.layers.0.mlp.gate_up_proj.weight", (41, 24), {}, "41 outputs"),
+        ("model.layers.0.mlp.experts.gate_up_proj", (3, 24, 20), {}, "experts"),
+        ("transformer.blocks.0.ffn.experts.mlp.w1", (15, 24), {}, "number of experts"),
+    ],
+)
+def test_what_cannot_be_known_is_not_split_and_says_so(
+    name: str, shape: tuple[int, ...], config: dict[str, Any], why: str
+) -> None:
+    found = layout(name, shape, config)
+    assert (found.parts, found.input_first) == ((), None)
+    assert why in found.note
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        # 24 features of 4 heads: 6 each; 8 fit no head size, whatever the sum
+        ({"num_attention_heads": 4, "num_key_value_heads": 1}, (48, 24)),
+        ({"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 7}, (36, 24)),
+        ({"num_attention_heads": 4, "num_key_value_heads": 3}, (37, 24)),
+    ],
+)
+def test_sizes_that_do_not_add_up_are_not_forced(
+    config: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    found = layout("layers.0.self_attn.qkv_proj.weight", shape, config | {"model_type": "phi3"})
+    assert found.parts == ()
+    assert f"{shape[0]} outputs" in found.note
+
+
+def test_names_alone_suffice_where_all_families_agree() -> None:
+    for name in ("blocks.0.attn.qkv", "encoder.layers.0.mixer.Wqkv", "layers.0.self_attn.W_pack"):
+        assert said(layout(f"{name}.weight", (9, 3), {}), 9) == "qqqkkkvvv"
+    assert said(layout("transformer.h.0.attn.c_attn.weight", (3, 9), {}), 9) == "qqqkkkvvv"
+    assert said(layout("transformer.h.0.attn.c_attn.weight", (10, 6), {}), 10) == "qqqqqqkkvv"
+    cross = layout("transformer.h.0.crossattention.c_attn.weight", (3, 6), {"model_type": "gpt2"})
+    assert said(cross, 6) == "kkkvvv"
+
+
+def test_the_original_flux_names_its_parts_as_diffusers_does() -> None:
+    double = layout("double_blocks.2.img_attn.qkv.weight", (9, 3), {})
+    assert said(double, 9) == "qqqkkkvvv"
+    assert "transformer_blocks.2.attn.to_q.weight" in double.parts[0].split_names
+    text = layout("double_blocks.2.txt_attn.qkv.weight", (9, 3), {})
+    assert [part.module for part in text.parts] == ["add_q", "add_k", "add_v"]
+    assert "transformer_blocks.2.attn.add_k_proj.weight" in text.parts[1].split_names
+    single = layout("single_blocks.2.linear1.weight", (21, 3), {})
+    assert [(p.module, p.outputs) for p in single.parts] == [
+        ("q", (range(3),)),
+        ("k", (range(3, 6),)),
+        ("v", (range(6, 9),)),
+        ("up", (range(9, 21),)),
+    ]
+    assert "single_transformer_blocks.2.proj_mlp.weight" in single.parts[3].split_names
+
+
+def test_what_is_no_weight_of_a_fused_module_stays_whole() -> None:
+    phi = {"model_type": "phi3", "num_attention_heads": 4}
+    for name, shape in [
+        ("model.layers.0.self_attn.qkv_proj.bias", (72,)),
+        ("model.layers.0.self_attn.qkv_proj.weight", (72, 24, 1)),
+        ("model.layers.0.self_attn.q_proj.weight", (24, 24)),
+        ("model.encoder.conv1.weight", (8, 4, 3)),
+        ("model.layers.0.mlp.experts.gate_up_proj_bias", (3, 40)),
+        ("model.layers.0.mlp.experts.3.gate_proj.weight", (20, 24)),
+    ]:
+        assert layout(name, shape, phi) == Layout(), name
+
+
+def test_a_vision_tower_does_not_take_the_numbers_of_its_language_model() -> None:
+    text = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 9}
+    vision = {"num_heads": 6, "num_key_value_heads": 3}
+    name, shape = "model.visual.blocks.0.attn.qkv.weight", (48, 24)
+    assert "num_attention_heads" in layout(name, shape, text).note
+    both = {"text_config": text, "vision_config": vision}
+    assert layout(name, shape, both).note == "outputs [q 24 | k 12 | v 12]"
+    own = layout("model.language_model.layers.0.self_attn.qkv_proj.weight", (72, 36), both)
+    assert own.note == "outputs [q 36 | k 18 | v 18]"
+
+
+def test_every_family_of_the_tables_has_a_place_of_its_kind() -> None:
+    assert place("model.layers.0.self_attn.qkv_proj.weight").module == "qkv"
+    assert place("model.layers.0.mlp.experts.gate_up_proj").module == "gate_up"
