@@ -115,6 +115,9 @@ def test_an_end_that_two_tuned_tensors_have_is_none() -> None:
 def test_an_end_that_is_taken_already_is_none() -> None:
     found = match([LAYER], [LAYER, f"a.b.{LAYER}"], None, always)
     assert found == {LAYER: LAYER, f"a.b.{LAYER}": None}
+    base = "x.layers.3.block_sparse_moe.experts.1.w1.weight"
+    renamed, alike = "x.layers.3.mlp.experts.1.gate_proj.weight", f"q.r.{base}"
+    assert match([base], [renamed, alike], "mixtral", always) == {renamed: base, alike: None}
 
 
 def test_shapes_decide_between_ends_and_without_them_no_end_counts() -> None:

@@ -115,10 +115,7 @@ def saved(family: str, folder: Path) -> tuple[Checkpoint, dict[str, torch.Tensor
 def matched(
     checkpoint: Checkpoint, live: dict[str, torch.Tensor], model_type: str | None
 ) -> dict[str, str | None]:
-    def fits(tuned: str, base: str) -> bool:
-        return tuple(live[tuned].shape) == checkpoint.tensors[base].shape
-
-    return match(checkpoint.tensors, live, model_type, fits)
+    return match(checkpoint.tensors, live, model_type)
 
 
 def on_disk(checkpoint: Checkpoint, name: str) -> np.ndarray:
@@ -232,6 +229,11 @@ def test_experts_of_qwen3_vl_may_be_stored_either_way(tmp_path: Path) -> None:
             "segformer",
         ),
         (
+            "layers.3.attn.indexer.wq_b.weight",
+            "layers.3.self_attn.compressor.indexer.q_b_proj.weight",
+            "deepseek_v4",
+        ),
+        (
             "model.encoder.layers.2.self_attn.out_proj.weight",
             "model.encoder.layers.2.self_attn.o_proj.weight",
             "detr",
@@ -241,6 +243,11 @@ def test_experts_of_qwen3_vl_may_be_stored_either_way(tmp_path: Path) -> None:
 def test_a_spelling_leads_to_the_other_and_back(one: str, other: str, model_type: str) -> None:
     assert other in spellings(one, model_type)
     assert one in spellings(other, model_type)
+
+
+def test_what_a_name_has_already_is_not_given_to_it_again() -> None:
+    assert spellings("model.layer.3.x.weight", "dinov3_vit") == ("layer.3.x.weight",)
+    assert spellings("timm_model.conv1.weight", "timm_wrapper") == ("conv1.weight",)
 
 
 @pytest.mark.parametrize("model_type", [*TABLE, None, "something_new"])
