@@ -18,6 +18,10 @@ from wdecomp.matching import match
 from wdecomp.renames import spellings
 from wdecomp.renames.table import EVERYWHERE, TABLE, UNKNOWN
 
+pytestmark = pytest.mark.skipif(
+    int(transformers.__version__.split(".")[0]) < 5, reason="names and stacks of transformers 5"
+)
+
 SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 2, "vocab_size": 11, "pad_token_id": 0}
 GROUPED = SIZES | {"num_key_value_heads": 1, "head_dim": 8}
@@ -227,6 +231,11 @@ def test_experts_of_qwen3_vl_may_be_stored_either_way(tmp_path: Path) -> None:
             "segformer.encoder.block.1.0.mlp.dense1.weight",
             "segformer.stages.1.blocks.0.mlp.fc1.weight",
             "segformer",
+        ),
+        (
+            "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight",
+            "model.vision_tower.encoder.layers.0.mlp.fc1.weight",
+            "llava",
         ),
         (
             "layers.3.attn.indexer.wq_b.weight",

@@ -83,8 +83,10 @@ def _for(section: tuple[str, ...], names: str) -> dict[str, tuple[str, ...]]:
 # What is tried for every model.
 EVERYWHERE = (LEGACY, TOWERS, SPARSE, EXPERTS)
 # What is tried before, where the model type says nothing.
-UNKNOWN = (LLAVA, LLAVA_BASE, QWEN_VL, VIT, MAE, DINO_V2, SWIN, SEGFORMER)
-UNKNOWN += (NEOX, GRANITE, PHIMOE, FLUX)
+UNKNOWN = (
+    *(LLAVA, LLAVA_BASE, QWEN_VL, VIT, MAE, DINO_V2, SWIN, SEGFORMER),
+    *(NEOX, GRANITE, PHIMOE, FLUX),
+)
 
 TABLE: Mapping[str, tuple[str, ...]] = {
     **_for((), "mixtral minimax qwen2_moe afmoe deepseek_v2 deepseek_v3 deepseek_v32 dots1"),
