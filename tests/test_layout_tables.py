@@ -4,15 +4,21 @@ from math import prod
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import said
 
 from wdecomp.layouts import Layout, layout
 from wdecomp.layouts.config import HEADS as HEADS_KEYS
 from wdecomp.layouts.config import KEY_VALUE_HEADS
-from wdecomp.layouts.table import FAMILIES, SPELLED, STACKS
+from wdecomp.layouts.table import FAMILIES, INPUT_FIRST, SPELLED, STACKS
 from wdecomp.names import place
+
+HEADS = {"num_attention_heads": 4, "hidden_size": 24}
+GLM = HEADS | {"model_type": "chatglm", "kv_channels": 6, "ffn_hidden_size": 20}
+HEADED = "h.0.self_attention.query_key_value"
+WQKV = "layers.0.attention.wqkv"
+QUERY_KEY_VALUE = "encoder.layers.0.self_attention.query_key_value"
 
 
 @pytest.mark.parametrize(
@@ -25,6 +31,15 @@ from wdecomp.names import place
         ("layers.0.self_attn.qkv_proj.weight", (48, 24), {}, "num_attention_heads"),
         ("layers.0.self_attn.qkv_proj.weight", (48, 24), {"num_attention_heads": 5}, "48 outputs"),
         ("layers.0.attention.query_key_value.weight", (72, 24), {"model_type": "bloom"}, "heads"),
+        (f"{QUERY_KEY_VALUE}.weight", (40, 24), HEADS | {"model_type": "bloom"}, "40 outputs"),
+        (f"{QUERY_KEY_VALUE}.weight", (49, 24), HEADS | {"model_type": "falcon"}, "49 outputs"),
+        (
+            f"{WQKV}.weight",
+            (60, 24),
+            HEADS | {"model_type": "internlm2", "num_key_value_heads": 3},
+            "4 heads",
+        ),
+        ("transformer.h.0.attn.qkv_proj.weight", (40, 24), {"model_type": "codegen"}, "4 blocks"),
         ("model.layers.0.mlp.gate_up_proj.weight", (41, 24), {}, "41 outputs"),
         ("model.layers.0.mlp.experts.gate_up_proj", (3, 24, 20), {}, "experts"),
         ("transformer.blocks.0.ffn.experts.mlp.w1", (15, 24), {}, "number of experts"),
@@ -62,13 +77,6 @@ def test_names_alone_suffice_where_all_families_agree() -> None:
     assert said(layout("transformer.h.0.attn.c_attn.weight", (10, 6), {}), 10) == "qqqqqqkkvv"
     cross = layout("transformer.h.0.crossattention.c_attn.weight", (3, 6), {"model_type": "gpt2"})
     assert said(cross, 6) == "kkkvvv"
-
-
-HEADS = {"num_attention_heads": 4, "hidden_size": 24}
-GLM = HEADS | {"model_type": "chatglm", "kv_channels": 6, "ffn_hidden_size": 20}
-HEADED = "h.0.self_attention.query_key_value"
-WQKV = "layers.0.attention.wqkv"
-QUERY_KEY_VALUE = "encoder.layers.0.self_attention.query_key_value"
 
 
 @pytest.mark.parametrize(
@@ -179,19 +187,22 @@ SIZES = st.sampled_from([0, 1, 2, 3, 4, 6, 12, 24, 36, 48, 72, 96])
 VALUES = st.one_of(
     SIZES, st.none(), st.booleans(), st.text(max_size=3), st.lists(SIZES, max_size=2)
 )
-CONFIG_KEYS = [*HEADS_KEYS, *KEY_VALUE_HEADS, "head_dim", "hidden_size", "multi_query"]
-CONFIG_KEYS += ["new_decoder_architecture", "moe_num_experts", "ffn_hidden_size", "activation_fn"]
-CONFIG_KEYS += ["text_config", "vision_config", "attn_config", "encoder", "model_type"]
-FLAT = st.dictionaries(st.sampled_from(CONFIG_KEYS), VALUES)
-TYPED = st.builds(lambda c, t: c | {"model_type": t}, FLAT, st.sampled_from(sorted(FAMILIES)))
+COUNTS = st.sampled_from([1, 2, 3, 4, 6])
+OTHERS = [*KEY_VALUE_HEADS, "head_dim", "hidden_size", "multi_query", "new_decoder_architecture"]
+OTHERS += ["ffn_hidden_size", "activation_fn", "vision_config", "attn_config", "encoder"]
+USUAL = {"model_type": st.sampled_from(sorted({*FAMILIES, *INPUT_FIRST, "mixtral", "dbrx"}))}
+USUAL |= dict.fromkeys((HEADS_KEYS[0], "moe_num_experts"), COUNTS)
+TYPED = st.fixed_dictionaries(USUAL, optional=dict.fromkeys(OTHERS, VALUES))
+FLAT = st.dictionaries(st.sampled_from([*USUAL, *OTHERS]), VALUES)
 NESTED = st.builds(lambda c, t: c | {"text_config": t}, FLAT, TYPED)
 
 
+@settings(max_examples=1500)
 @given(
     name=st.builds("{}layers.3.{}{}".format, st.sampled_from(["", "model.", "encoder.", "visual."]),
                    st.sampled_from(KEYS), st.sampled_from(["", ".weight"])),
-    shape=st.lists(SIZES, max_size=4).map(tuple),
-    config=st.one_of(FLAT, TYPED, NESTED),
+    shape=st.one_of(st.tuples(SIZES, SIZES), st.lists(SIZES, max_size=4).map(tuple)),
+    config=st.one_of(TYPED, FLAT, NESTED),
 )  # fmt: skip
 def test_parts_are_all_of_a_tensor_whatever_its_name_shape_and_config(
     name: str, shape: tuple[int, ...], config: dict[str, Any]
@@ -216,3 +227,7 @@ def test_parts_are_all_of_a_tensor_whatever_its_name_shape_and_config(
     assert all(
         sorted(had) == list(range(len(had))) and len(had) in outputs for had in planes.values()
     )
+
+
+def test_a_tensor_without_elements_has_no_parts_however_many_it_claims() -> None:
+    assert layout("mlp.experts.gate_up_proj", (10**12, 0, 4), {"model_type": "mixtral"}) == Layout()
