@@ -36,22 +36,6 @@ class Checkpoint:
     left_out: tuple[tuple[str, str], ...] = ()  # (tensor, reason)
 
     @property
-    def is_adapter(self) -> bool:
-        return self.adapter_config is not None or any("lycoris" in k or "lora" in k or k.startswith("lora_") for k in self.tensors)
-
-    def config_of(self, parameter: str) -> dict[str, Any]:
-        return self.config
-
-    def model_type_of(self, parameter: str) -> str | None:
-        return self.model_type
-
-    metadata: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def plain_tensors(self) -> dict[str, StoredTensor]:
-        return self.tensors
-
-    @property
     def model_type(self) -> str | None:
         """What transformers calls the architecture, where a config says so."""
         value = self.config.get("model_type")
@@ -105,16 +89,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _open(path: Path, file: Path) -> Checkpoint:
-    metadata: dict[str, str] = {}
     folder = file.parent
     if file.name.endswith(INDEX_SUFFIX):
         tensors, shards, left_out = _read_sharded(file)
     else:
         header = read_header(file)
         tensors, shards, left_out = header.tensors, (header.shard,), ()
-        metadata = header.metadata
-    adapter_config = _adapter_config(file) if file.name == ADAPTER else None
-    return Checkpoint(path, tensors, shards, _config(folder), adapter_config, left_out, metadata)
+    adapter_config = _adapter_config(file) if _is_adapter(tensors, file) else None
+    return Checkpoint(path, tensors, shards, _config(folder), adapter_config, left_out)
 
 
 def is_there(path: Path) -> bool:
