@@ -1,18 +1,18 @@
 """What a comparison would read, pair and leave out, from headers alone."""
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-from wdecomp.checkpoint import open_checkpoint, steps_of
+from wdecomp.checkpoint import open_checkpoint, runs_under
 from wdecomp.comparison import plan_comparison
+from wdecomp.inputs import named_path
 from wdecomp.names import place
 from wdecomp.scan import Run
 
 MOST_SHOWN = 20
 
 
-def contents(path: str) -> dict[str, Any]:
+def contents(path: str, allow_pickle: bool = False) -> dict[str, Any]:
     """Every checkpoint at a path: files, bytes, and its tensors by stack, module and dtype.
 
     Raises:
@@ -23,7 +23,7 @@ def contents(path: str) -> dict[str, Any]:
             {
                 "path": str(checkpoint.path),
                 "step": step,
-                "kind": "adapter" if checkpoint.adapter_config is not None else "full",
+                "kind": "adapter" if checkpoint.is_adapter else "full",
                 "model_type": checkpoint.model_type,
                 "files": len(checkpoint.shards),
                 "bytes": sum(shard.size for shard in checkpoint.shards),
@@ -32,8 +32,9 @@ def contents(path: str) -> dict[str, Any]:
                     for t in checkpoint.tensors.values()
                 ),
             }
-            for step, child in steps_of(Path(path))
-            for checkpoint in [open_checkpoint(child)]
+            for steps in runs_under(named_path(path)).values()
+            for step, child in steps
+            for checkpoint in [open_checkpoint(child, allow_pickle)]
         ]
     }
 
