@@ -11,7 +11,7 @@ from wdecomp.names import Place
 
 MOST_LAYERS = 10_000
 LABEL = re.compile(r"[\w+@-][\w.+@ -]{0,79}")
-LABELLED = re.compile(r"(?P<name>[^:=/]+)(?::(?P<method>[^:=/]+))?=(?P<path>.+)")
+LABELLED = re.compile(r"(?P<name>[^:=/]+)(?::(?P<method>[^:=/]+))?=(?P<path>.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,12 @@ def state(file: Path) -> str:
 def distributed(named: Path, folder: Path) -> str:
     """Why a folder of torch's distributed checkpoints is not opened, and how to convert it."""
     out, target = named / "out.pt", _free(named, "model")
-    merge = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {_shell(folder)}"
+    merge = f"accelerate merge-weights {_shell(folder)} {_shell(named)}"
+    gather = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {_shell(folder)}"
     return (
         f"{folder}: is a distributed checkpoint (.metadata and .distcp), which is pickled and in "
-        "pieces and is not opened. Where you trust it, let `accelerate merge-weights` write it "
-        f"as safetensors, or run: {merge} {_shell(out)} && {_one(out, target)}"
+        f"pieces and is not opened. Where you trust it, run: {merge} – or, without accelerate, "
+        f"run: {gather} {_shell(out)} && {_one(out, target)}"
     )
 
 
