@@ -22,7 +22,7 @@ def read_adapter(checkpoint: Checkpoint) -> Adapter:
     Raises:
         AdapterError: it cannot be read, for a reason that is named.
     """
-    where, tensors = str(checkpoint.path), checkpoint.plain_tensors
+    where, tensors = str(checkpoint.path), checkpoint.tensors
     config = checkpoint.adapter_config or {}
     if config.get("peft_type", "DORA") != "DORA":
         return read_peft(tensors, config, where)

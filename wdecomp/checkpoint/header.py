@@ -6,7 +6,7 @@ which cover the rest of the file without holes or overlaps.
 
 import hashlib
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Header:
 
     shard: ShardFile
     tensors: dict[str, StoredTensor]
+    metadata: dict[str, str] = field(default_factory=dict)  # what its writer noted
 
 
 def read_header(file: Path) -> Header:
@@ -68,11 +69,12 @@ def read_header(file: Path) -> Header:
     if not text.startswith(b"{"):
         raise CheckpointError(f"{file}: the header starts with {text[:1]!r}, expected '{{'.")
     entries = strict_json.parse(text, f"{file}: header")
-    _check_metadata(entries.pop("__metadata__", {}), file)
+    metadata = _metadata(entries.pop("__metadata__", {}), file)
     data_start = 8 + len(text)
     tensors = {name: _tensor(name, entry, file, data_start) for name, entry in entries.items()}
     _check_coverage(list(tensors.values()), file, data_start, size)
-    return Header(ShardFile(file, size, mtime_ns, hashlib.sha256(text).hexdigest()), tensors)
+    shard = ShardFile(file, size, mtime_ns, hashlib.sha256(text).hexdigest())
+    return Header(shard, tensors, metadata)
 
 
 def _header_text(file: Path) -> tuple[bytes, int, int]:
@@ -106,9 +108,10 @@ def _check_length(file: Path, start: bytes, length: int, size: int) -> None:
     )
 
 
-def _check_metadata(metadata: Any, file: Path) -> None:
+def _metadata(metadata: Any, file: Path) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{file}: __metadata__ is not a map of strings to strings.")
+    return metadata
 
 
 def _tensor(name: str, entry: Any, file: Path, data_start: int) -> StoredTensor:
