@@ -120,6 +120,7 @@ def test_an_adapter_is_what_peft_merges(case: str, tmp_path: Path) -> None:
     check_merged(tmp_path, tables=case != "ln tuning", ratios=not rough)
 
 
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")
 def test_a_pruned_adalora_keeps_the_scale_of_its_first_rank(tmp_path: Path) -> None:
     write_case(tmp_path, llama, _config(CASES["adalora"]))
     file = tmp_path / "adapter/adapter_model.safetensors"
@@ -132,7 +133,9 @@ def test_a_pruned_adalora_keeps_the_scale_of_its_first_rank(tmp_path: Path) -> N
     config = tmp_path / "adapter/adapter_config.json"
     fields = json.loads(config.read_text())
     fields["rank_pattern"] = {
-        key.removeprefix("base_model.model."): kept.tolist() for key in pruned if "lora_E" in key
+        f"{key.removeprefix('base_model.model.')}": kept.tolist()
+        for key in pruned
+        if "lora_E" in key
     }
     config.write_text(json.dumps(fields))
     (tmp_path / "merged/model.safetensors").unlink()
