@@ -12,7 +12,7 @@ from wdecomp.adapter.foreign_dora import (
 )
 from wdecomp.adapter.kohya import is_kohya, read_kohya
 from wdecomp.adapter.peft import read_peft
-from wdecomp.checkpoint import Checkpoint
+from wdecomp.checkpoint import Checkpoint, QuantizedTensor
 from wdecomp.errors import AdapterError, some
 
 
@@ -22,7 +22,8 @@ def read_adapter(checkpoint: Checkpoint) -> Adapter:
     Raises:
         AdapterError: it cannot be read, for a reason that is named.
     """
-    where, tensors = str(checkpoint.path), checkpoint.tensors
+    where = str(checkpoint.path)
+    tensors = {n: t for n, t in checkpoint.tensors.items() if not isinstance(t, QuantizedTensor)}
     config = checkpoint.adapter_config or {}
     if config.get("peft_type", "DORA") != "DORA":
         return read_peft(tensors, config, where)

@@ -8,10 +8,11 @@ from typing import Any
 from wdecomp.checkpoint import strict_json
 from wdecomp.checkpoint.components import MODEL_INDEX, absent_components, component_folders
 from wdecomp.checkpoint.contents import read_contents
-from wdecomp.checkpoint.elements import PlainTensor
 from wdecomp.checkpoint.filenames import ADAPTERS, adapter_keys, is_adapter_file
 from wdecomp.checkpoint.folders import no_weights, weights_file, weights_of, what_else
 from wdecomp.checkpoint.header import ShardFile
+from wdecomp.checkpoint.matrix import Weight
+from wdecomp.checkpoint.quantized import gather
 from wdecomp.checkpoint.steps import named_adapters, readable, steps_of
 from wdecomp.errors import CheckpointError, some
 
@@ -31,7 +32,7 @@ class Checkpoint:
     """
 
     path: Path
-    tensors: dict[str, PlainTensor]
+    tensors: dict[str, Weight]
     shards: tuple[ShardFile, ...]
     config: dict[str, Any] = field(default_factory=dict)
     adapter_config: dict[str, Any] | None = None
@@ -104,7 +105,7 @@ def _open(path: Path, file: Path, allow_pickle: bool) -> Checkpoint:
     adapter = is_adapter_file(file) or bool(adapter_keys(tensors))
     return Checkpoint(
         path,
-        tensors,
+        dict(tensors) if adapter else gather(tensors, config, str(path)),
         contents.shards,
         config,
         _adapter_config(file) if adapter else None,
@@ -135,7 +136,7 @@ def _pipeline(path: Path, folders: Mapping[str, Path], allow_pickle: bool) -> Ch
     )
 
 
-def _prefixed(component: str, part: Checkpoint) -> list[PlainTensor]:
+def _prefixed(component: str, part: Checkpoint) -> list[Weight]:
     return [replace(tensor, name=f"{component}.{name}") for name, tensor in part.tensors.items()]
 
 
