@@ -205,6 +205,7 @@ def _record(plan: Plan, options: Options) -> dict[str, Any]:
             for run in plan.runs
         ],
         "units": [list(unit.parameters) for unit in plan.units],
+        "notes": [[run.name, note] for run in plan.runs for note in run.pairing.notes],
         "left_out": [
             [run.name, run.step, gone.side, gone.tensor, gone.reason]
             for run in plan.runs

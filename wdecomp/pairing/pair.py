@@ -11,6 +11,7 @@ from wdecomp.names import is_embedding, is_head
 from wdecomp.pairing.entries import Entries, Entry, entries_of, key_of
 from wdecomp.pairing.experts import expert_of
 from wdecomp.pairing.records import LeftOut, Pair, Pairing
+from wdecomp.pairing.remarks import remarks
 from wdecomp.pairing.slots import Slot, no_weight, oriented, slots, unknown_stack
 from wdecomp.pairing.targets import VOCABULARY, Target, find_targets
 
@@ -41,7 +42,8 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
             LeftOut(n, "base", "no such tensor in the tuned one") for n in absent
         )
     _widen_vera(result)
-    return result
+    notes = (*result.notes, *remarks(base, result.matrices.values()))
+    return replace(result, notes=notes)
 
 
 def _why_none(
