@@ -1,11 +1,26 @@
-"""What wdecomp makes of an adapter, gathered, to be held beside another library's merge."""
+"""What wdecomp makes of an adapter, held beside another library's merge of it."""
+
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from numpy.testing import assert_allclose
+from pandas.testing import assert_frame_equal
 
+import wdecomp
 from wdecomp.adapter import Adapted, ChangeReader
-from wdecomp.checkpoint import MatrixReader
+from wdecomp.checkpoint import Matrix, MatrixReader, open_checkpoint, read_matrix
 from wdecomp.dtypes import Floats, widen
-from wdecomp.pairing import Pair
+from wdecomp.pairing import Pair, Pairing, pair
+
+BLOCKS = (100, 300, 1 << 20)  # bytes: within a row, some rows, all
+# Of the largest weight: float32 products summed in another order, and a library's own float32
+# decompositions and solvers.
+MERGED = 5e-6
+# The merged copy was rounded to float32 once more than the change that we form: by 6e-8 of a
+# weight, where changes are about a hundredth of it, signed ones cancel, and some are 0.
+TABLE = {"rtol": 1e-5, "atol": 1e-7}
+RATIO = {"rtol": 1e-5, "atol": 1e-6}  # of such sums
 
 
 def adapted_weight(each: Pair, block_bytes: int) -> Floats:
@@ -17,3 +32,63 @@ def adapted_weight(each: Pair, block_bytes: int) -> Floats:
             w0 = reader.read(at)
             gathered[at.outputs, at.inputs] = widen(w0) + change.beside(w0, at).astype(np.float64)
     return gathered
+
+
+def check_merged(folder: Path, tables: bool = True, ratios: bool = True) -> Pairing:
+    """Holds folder/adapter on folder/base beside folder/merged, the library's float32 merge.
+
+    Every weight and bias that the merge changed has to be in the pairing, and no other; every
+    matrix has to be the same whatever the block size; and every row of the tables that the adapter
+    gives the same as the merged checkpoint's.
+    """
+    base = open_checkpoint(folder / "base")
+    mine = pair(base, open_checkpoint(folder / "adapter"))
+    theirs = pair(base, open_checkpoint(folder / "merged"))
+    found, merged = mine.matrices | mine.vectors, theirs.matrices | theirs.vectors
+    changed = {name for name, each in merged.items() if _differs(each)}
+    assert changed
+    assert changed <= found.keys(), f"not seen: {sorted(changed - found.keys())}"
+    for name, each in found.items():
+        right = merged[name].tuned
+        assert isinstance(right, Matrix)
+        want = read_matrix(right)
+        if not isinstance(each.tuned, Adapted):
+            continue
+        for block_bytes in BLOCKS:
+            got = adapted_weight(each, block_bytes)
+            assert_allclose(got, want, rtol=0, atol=MERGED * np.abs(want).max(), err_msg=name)
+    if tables:
+        _check_tables(folder, ratios)
+    return mine
+
+
+def _differs(each: Pair) -> bool:
+    assert isinstance(each.tuned, Matrix)
+    left, right = (widen(read_matrix(m)).copy() for m in (each.base, each.tuned))
+    return left.shape != right.shape or not np.array_equal(left, right)
+
+
+def _check_tables(folder: Path, ratios: bool) -> None:
+    """ΔM and ΔD per output and per input column: the means of all matrices, and every column."""
+    mine, theirs = (
+        wdecomp.compare(folder / "base", folder / side, columns="both")
+        for side in ("adapter", "merged")
+    )
+    left, right = _plain(mine.modules), _plain(theirs.modules)
+    growth = left.pop("growth_ratio"), right.pop("growth_ratio")
+    if ratios:
+        assert_allclose(*growth, **RATIO)
+    assert_frame_equal(left, right, check_exact=False, **TABLE)
+    for axis in ("output", "input"):
+        mine_all = mine.columns("adapter", axis=axis)
+        theirs_all = theirs.columns("merged", axis=axis)
+        assert_frame_equal(
+            mine_all.reset_index(drop=True), theirs_all.reset_index(drop=True),
+            check_exact=False, rtol=1e-5, atol=1e-6,
+        )  # fmt: skip
+
+
+def _plain(modules: pd.DataFrame) -> pd.DataFrame:
+    """Without the columns that say how a run was stored."""
+    told_apart = ["run", "method", "dtype_tuned", "floor_delta_direction"]
+    return modules.drop(columns=told_apart).reset_index(drop=True)

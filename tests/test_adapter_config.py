@@ -24,8 +24,13 @@ def _read(folder: Path, **config: Any) -> Adapter:
     )
 
 
+def _scalings(adapter: Adapter) -> dict[str, float | None]:
+    return {m.removesuffix(".weight"): u.update.scaling for m, u in adapter.updates.items()}
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"peft_type": "VERA"}, "peft_type is 'VERA'"),
+    ({"peft_type": "XLORA"}, "peft_type is 'XLORA', which weighs adapters by the input"),
+    ({"peft_type": "NEW"}, "peft_type is 'NEW', expected one of LORA"),
     ({"peft_type": None}, "peft_type is None"),
     ({"r": 0}, "r is 0, expected a whole number of at least 1"),
     ({"r": -4}, "r is -4"),
@@ -49,11 +54,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"alpha_pattern": {"q_proj": []}}, "alpha_pattern\\['q_proj'\\] is"),
     ({"alpha_pattern": {"(": 3}}, "is no regular expression"),
     ({"alpha_pattern": {r"(q)_\1": 3}}, "is no regular expression"),
-    ({"lora_bias": True}, "lora_bias is true, which cannot be read yet"),
-    ({"init_lora_weights": "pissa"}, "was trained on a changed base"),
+    ({"lora_bias": 1}, "lora_bias is 1, expected true or false"),
+    ({"init_lora_weights": "pissa_niter_4"}, "a base changed by a randomised decomposition"),
+    ({"init_lora_weights": "loftq"}, "a base changed by a quantiser"),
+    ({"init_lora_weights": "corda"}, "a base changed by training data"),
+    ({"use_bdlora": {"x": 1}}, "has block-diagonal factors"),
+    ({"kasa_config": {}, "alora_invocation_tokens": [1]}, "acts on some tokens only"),
     ({"layer_replication": [[0, 1]]}, "rearranges the layers"),
     ({"use_qalora": True}, "acts on pooled inputs"),
-    ({"target_parameters": ["experts"]}, "parameters that are no layers"),
+    ({"target_parameters": [1]}, "target_parameters is \\[1\\], expected a list of names"),
 ]
 
 
@@ -77,28 +86,27 @@ def test_a_config_that_is_no_plain_json_is_refused(text: str, tmp_path: Path) ->
 def test_scaling_is_alpha_over_rank_and_with_rslora_over_its_root(tmp_path: Path) -> None:
     plain = _read(tmp_path / "plain", lora_alpha=9)
     rooted = _read(tmp_path / "rooted", lora_alpha=9, use_rslora=True)
-    assert plain.updates[Q].scaling == 9 / 4
-    assert rooted.updates[Q].scaling == 9 / 2
+    assert _scalings(plain)[Q] == 9 / 4
+    assert _scalings(rooted)[Q] == 9 / 2
 
 
 def test_the_first_pattern_that_matches_in_the_order_of_the_file_counts(tmp_path: Path) -> None:
     patterns = {".*q_proj": 100, "self_attn.q_proj": 7, r"layers\.\d+\.self_attn\.v_proj": 5}
-    updates = _read(tmp_path, alpha_pattern=patterns).updates
-    assert updates[Q].scaling == 100 / 4
-    assert updates[V].scaling == 5 / 4
+    assert _scalings(_read(tmp_path, alpha_pattern=patterns)) == {Q: 100 / 4, V: 5 / 4}
 
 
 def test_ranks_are_checked_against_the_first_pattern_that_matches(tmp_path: Path) -> None:
     tensors = tiny_llama(1)
     factors = low_rank(tensors, rank=3) | {Q: (torch.ones(6, 24), torch.ones(32, 6))}
     write_adapter(tmp_path, factors, r=3, rank_pattern={"q_proj": 6, ".*": 3}, lora_alpha=12)
-    updates = read_adapter(open_checkpoint(tmp_path)).updates
-    assert {m: (u.rank, u.scaling) for m, u in updates.items()} == {Q: (6, 2), V: (3, 4)}
+    adapter = read_adapter(open_checkpoint(tmp_path))
+    ranks = {m.removesuffix(".weight"): u.update.rank for m, u in adapter.updates.items()}
+    assert (ranks, _scalings(adapter)) == ({Q: 6, V: 3}, {Q: 2, V: 4})
 
 
 def test_a_pattern_matches_from_a_dot_on(tmp_path: Path) -> None:
-    updates = _read(tmp_path, lora_alpha=8, alpha_pattern={"proj": 1, "q_pro": 1}).updates
-    assert updates[Q].scaling == 2
+    adapter = _read(tmp_path, lora_alpha=8, alpha_pattern={"proj": 1, "q_pro": 1})
+    assert _scalings(adapter)[Q] == 2
 
 
 HOSTILE = {
@@ -122,7 +130,7 @@ def test_a_pattern_that_stalls_a_backtracking_engine_is_matched_at_once(
     start = time.perf_counter()
     adapter = read_adapter(open_checkpoint(tmp_path))
     assert time.perf_counter() - start < 5
-    assert adapter.updates[module].scaling == 12 / 4
+    assert _scalings(adapter)[module] == 12 / 4
 
 
 KEYS = [
@@ -135,8 +143,7 @@ KEYS = [
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_pattern_means_what_it_means_to_peft(key: str, tmp_path: Path) -> None:
-    updates = _read(tmp_path, lora_alpha=4, alpha_pattern={key: 20}).updates
-    assert {module: update.scaling for module, update in updates.items()} == {
+    assert _scalings(_read(tmp_path, lora_alpha=4, alpha_pattern={key: 20})) == {
         module: (get_pattern_key([key], module) == key and 5) or 1 for module in (Q, V)
     }
 
@@ -148,12 +155,15 @@ def test_magnitudes_that_the_config_denies_are_a_contradiction(tmp_path: Path) -
         read_adapter(open_checkpoint(tmp_path))
 
 
-@pytest.mark.parametrize("magnitude", [torch.ones(9), torch.ones(1, 8), torch.ones(8).int()])
+@pytest.mark.parametrize("magnitude", [torch.ones(9), torch.ones(2, 8), torch.ones(8).int()])
 def test_a_magnitude_that_is_not_one_number_per_output_is_named(
     magnitude: torch.Tensor, tmp_path: Path
 ) -> None:
     write_adapter(tmp_path, low_rank(tiny_llama(1)), {Q: torch.ones(32), V: magnitude})
-    with pytest.raises(AdapterError, match=rf"{V}.*expected one floating-point magnitude per out"):
+    with pytest.raises(
+        AdapterError,
+        match=rf"{V}.*expected (one number for each of 8 outputs|a floating-point tensor)",
+    ):
         read_adapter(open_checkpoint(tmp_path))
 
 
@@ -162,8 +172,8 @@ def test_a_magnitude_that_is_not_one_number_per_output_is_named(
     [
         (torch.ones(4, 24), torch.ones(32, 3), r"lora_A is \(4, 24\), lora_B is \(32, 3\)"),
         (torch.ones(4, 0), torch.ones(0, 4), "no elements"),
-        (torch.ones(4, 3, 2, 2), torch.ones(32, 4, 1, 1), "Only adapters of linear layers"),
-        (torch.ones(4, 24).int(), torch.ones(32, 4).int(), "expected a floating-point matrix"),
+        (torch.ones(4), torch.ones(32, 4), r"lora_A is \(4,\)"),
+        (torch.ones(4, 24).int(), torch.ones(32, 4).int(), "expected a floating-point tensor"),
     ],
 )
 def test_factors_that_do_not_fit_are_named(
@@ -179,18 +189,45 @@ def test_keys_that_are_no_factors_are_replacements_or_left_out(tmp_path: Path) -
     file = tmp_path / "adapter_model.safetensors"
     more = {
         "base_model.model.score.weight": torch.ones(2, 24),
-        "base_model.model.embed.lora_embedding_A": torch.ones(4, 50),
+        "base_model.model.embed.lora_embedding_A": torch.ones(2, 50),
+        "base_model.model.embed.lora_embedding_B": torch.ones(24, 2),
         "base_model.model.embed.base_layer.weight": torch.ones(50, 24),
-        "base_model.model.x.lora_something": torch.ones(3),
+        "base_model.model.norm.modules_to_save.weight": torch.ones(24),
+        "base_model.model.norm.original_module.weight": torch.ones(24),
+        "base_model.model.proj.base_layer.bias": torch.ones(24),
     }
     save_file(load_file(file) | more, file)
     adapter = read_adapter(open_checkpoint(tmp_path))
-    assert list(adapter.replaced) == ["score.weight"]
-    assert {key.rsplit(".", 1)[1]: reason for key, reason in adapter.left_out} == {
-        "lora_embedding_A": "the adapter of an embedding, which cannot be read yet",
-        "weight": "a copy of the base",
-        "lora_something": "a key of no LoRA or DoRA layer that can be read",
+    assert sorted(adapter.replaced) == ["norm.weight", "proj.bias", "score.weight"]
+    assert adapter.updates["embed.weight"].of_embedding
+    assert dict(adapter.left_out) == {
+        "base_model.model.embed.base_layer.weight": "a copy of the base",
+        "base_model.model.norm.original_module.weight": "a copy of the base",
     }
+
+
+def test_a_module_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    write_adapter(tmp_path, low_rank(tiny_llama(1)))
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    twice = {k.removeprefix("base_model.model."): v.clone() for k, v in tensors.items()}
+    save_file(tensors | twice, file)
+    with pytest.raises(AdapterError, match="are one part of one module, expected each once"):
+        read_adapter(open_checkpoint(tmp_path))
+
+
+def test_several_adapters_in_one_file_are_refused(tmp_path: Path) -> None:
+    write_adapter(tmp_path, low_rank(tiny_llama(1)))
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    named = {
+        key.replace(".weight", f".{name}.weight"): tensor.clone()
+        for key, tensor in tensors.items()
+        for name in ("one", "two")
+    }
+    save_file(named, file)
+    with pytest.raises(AdapterError, match="of adapters one, two"):
+        read_adapter(open_checkpoint(tmp_path))
 
 
 @pytest.mark.parametrize("half", ["A", "B"])
@@ -200,7 +237,7 @@ def test_a_factor_without_its_other_half_is_named(half: str, tmp_path: Path) -> 
     tensors = load_file(file)
     del tensors[f"base_model.model.{V}.lora_{half}.weight"]
     save_file(tensors, file)
-    with pytest.raises(AdapterError, match=rf"{V}\.lora_{half}\.weight is missing"):
+    with pytest.raises(AdapterError, match=rf"{V}\.lora_{half} is missing"):
         read_adapter(open_checkpoint(tmp_path))
 
 
@@ -208,8 +245,8 @@ def test_a_factor_without_its_other_half_is_named(half: str, tmp_path: Path) -> 
     ("keys", "message"),
     [
         ([], "it was saved empty"),
-        (["embed.lora_embedding_A"], "lora_embedding_A is the adapter of an embedding"),
-        ([f"{Q}.lora_A.default.weight"], r"default\.weight is a key of no LoRA or DoRA layer"),
+        (["embed.lora_embedding_A"], r"embed\.lora_embedding_B is missing"),
+        (["score.weight"], r"no tensors of a LORA adapter: its tensors are score\.weight"),
     ],
 )
 def test_an_adapter_without_a_pair_of_factors_says_what_is_there(

@@ -113,8 +113,6 @@ def test_without_metadata_alpha_is_the_rank_and_that_is_said(tmp_path: Path) -> 
     assert "alpha" in found.notes[0]
 
 
-
-
 @pytest.mark.parametrize("spelling", ["lora.down", "processor"])
 def test_older_spellings_are_the_same_adapter(spelling: str, tmp_path: Path) -> None:
     unet = _trained("lora", tmp_path)

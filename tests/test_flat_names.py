@@ -25,16 +25,21 @@ SDXL = [
     *(f"output_blocks_{i}_0_out_layers_3" for i in range(9)),
     *(f"output_blocks_{i}_1_{ATTENTION}" for i in range(6)),
     *(f"output_blocks_{i}_2_conv" for i in (2, 5)),
-    *("time_embed_0", "time_embed_2", "label_emb_0_0", "label_emb_0_2", "input_blocks_0_0", "out_2"),
+    *(
+        "time_embed_0",
+        "time_embed_2",
+        "label_emb_0_0",
+        "label_emb_0_2",
+        "input_blocks_0_0",
+        "out_2",
+    ),
 ]
 
 
 def _diffusers(module: str) -> str:
     """What diffusers makes of the key, flattened again."""
     key = f"lora_unet_{module}.lora_down.weight"
-    [mapped] = _maybe_map_sgm_blocks_to_diffusers(
-        {key: None}, SimpleNamespace(layers_per_block=2)
-    )
+    [mapped] = _maybe_map_sgm_blocks_to_diffusers({key: None}, SimpleNamespace(layers_per_block=2))
     path = _convert_unet_lora_key(mapped.removesuffix(".lora_down.weight"))
     flat = path.removeprefix("unet.").replace(".", "_")
     return flat.replace("_processor_to_q", "_to_q").removesuffix("_lora")  # its place, once

@@ -8,10 +8,10 @@ import pytest
 import torch
 from lycoris import LycorisNetwork, create_lycoris
 from numpy.testing import assert_allclose
+from oracle import adapted_weight
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from oracle import adapted_weight
 from wdecomp.checkpoint import open_checkpoint
 from wdecomp.pairing import Pairing, pair
 

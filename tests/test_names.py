@@ -139,6 +139,28 @@ def test_without_a_model_type_names_decide(family: str, model_type: str | None) 
     assert told == {name: isinstance(m, Conv1D) for name, m in weights(family)}
 
 
+@pytest.mark.parametrize(
+    ("module", "conv1d", "linear"),
+    [
+        ("attn.c_attn", (8, 24), (24, 8)),
+        ("attn.c_attn", (8, 24), (12, 8)),  # GPT-BigCode's one key
+        ("crossattention.c_attn", (8, 16), (16, 8)),
+        ("mlp.c_fc", (8, 32), (32, 8)),
+        ("mlp.c_proj", (32, 8), (8, 32)),
+        ("attn.c_proj", (8, 8), None),
+    ],
+)
+def test_without_a_model_type_the_shape_tells_conv1d_from_linear(
+    module: str, conv1d: tuple[int, int], linear: tuple[int, int] | None
+) -> None:
+    name = f"transformer.h.0.{module}.weight"
+    assert stores_input_first(name, None, conv1d)
+    assert stores_input_first(name, "gpt2", linear)  # a known family is believed
+    assert not stores_input_first(name, "gpt_bigcode", conv1d)
+    if linear:
+        assert not stores_input_first(name, None, linear)
+
+
 SPELLINGS = """
 model.layers.3.mlp.experts.7.gate_proj.weight                          decoder 3 gate
 model.layers.3.block_sparse_moe.experts.1.w2.weight                    decoder 3 down

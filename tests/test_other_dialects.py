@@ -96,7 +96,9 @@ def test_fsdp_qlora_has_no_scale(tmp_path: Path) -> None:
     }
     write_full(tmp_path / "base", tiny_llama(1))
     save_file(tensors, tmp_path / "qdora.safetensors")
-    found = pair(open_checkpoint(tmp_path / "base"), open_checkpoint(tmp_path / "qdora.safetensors"))
+    found = pair(
+        open_checkpoint(tmp_path / "base"), open_checkpoint(tmp_path / "qdora.safetensors")
+    )
     _check(found, {Q: _with_magnitude(_base(Q) + (b.double() @ a.double()).numpy(), m)})
 
 

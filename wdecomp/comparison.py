@@ -16,7 +16,7 @@ import pandas as pd
 from wdecomp.checkpoint import Checkpoint, is_there, open_checkpoint
 from wdecomp.decomposition import AXES, Axis
 from wdecomp.errors import CheckpointError, PairingError
-from wdecomp.inputs import Tuned, check_names, parse_tuned, place_filter
+from wdecomp.inputs import Tuned, joined, named_path, parse_tuned, place_filter
 from wdecomp.pairing import LeftOut, pair, through_other_base
 from wdecomp.progress import byte_progress
 from wdecomp.scan import Options, Plan, Run, make_plan, run_units
@@ -42,6 +42,7 @@ def compare(
     base_dequantized: str | Path | None = None,
     restart: bool = False,
     progress: bool = False,
+    allow_pickle: bool = False,
 ) -> Results:
     """The tables of ΔM and ΔD of every tuned checkpoint against its base.
 
@@ -66,12 +67,18 @@ def compare(
             run `quantization`, and what both did together `NAME+quantization`.
         restart: replace the results of another run in `out`.
         progress: show bytes, rate and time left on stderr.
+        allow_pickle: open pickled files (`.bin`, `.pt`, …) too, as tensors alone; needs torch.
 
     Raises:
         WdecompError: a path, a file, a pair of checkpoints or the folder is not what it must be.
     """
     plan = plan_comparison(
-        base, *tuned, modules=modules, layers=layers, base_dequantized=base_dequantized
+        base,
+        *tuned,
+        modules=modules,
+        layers=layers,
+        base_dequantized=base_dequantized,
+        allow_pickle=allow_pickle,
     )
     axes = _axes(axis, ("output", "input", "both"))
     kept = _axes(columns, ("none", "output", "input", "both"))
@@ -95,18 +102,22 @@ def plan_comparison(
     modules: Iterable[str] | None = None,
     layers: Iterable[int] | None = None,
     base_dequantized: str | Path | None = None,
+    allow_pickle: bool = False,
 ) -> Plan:
     """What `compare` would do, from headers alone; arguments and errors as there."""
     if not tuned:
         raise PairingError("There is a base and nothing to compare with it: name a tuned one too.")
-    named = [parse_tuned(str(path)) for path in tuned]
-    check_names(named)
-    opened = [(run, step, open_checkpoint(path)) for run in named for step, path in run.steps]
-    base_checkpoint = _base(base, [checkpoint for _, _, checkpoint in opened])
+    named = joined(run for path in tuned for run in parse_tuned(str(path)))
+    opened = [
+        (run, step, _open_step(run, path, allow_pickle))
+        for run in named
+        for step, path in run.steps
+    ]
+    base_checkpoint = _base(base, [checkpoint for _, _, checkpoint in opened], allow_pickle)
     if base_dequantized is None:
         runs = [_run(base_checkpoint, *each) for each in opened]
     else:
-        quantized = open_checkpoint(Path(base_dequantized))
+        quantized = open_checkpoint(named_path(str(base_dequantized)), allow_pickle)
         runs = _runs_on_quantized(base_checkpoint, quantized, opened)
     plan = make_plan(base_checkpoint, runs, place_filter(modules, layers))
     if not plan.units:
@@ -118,14 +129,26 @@ def plan_comparison(
     return plan
 
 
-def _base(base: str | Path | None, tuned: list[Checkpoint]) -> Checkpoint:
+def _open_step(run: Tuned, path: Path, allow_pickle: bool) -> Checkpoint:
+    try:
+        return open_checkpoint(path, allow_pickle)
+    except CheckpointError as error:
+        if len(run.steps) < 2 or path != run.steps[-1][1]:
+            raise
+        raise CheckpointError(
+            f"{error} If {path.name} is only half written, remove it or name the steps that are "
+            "meant."
+        ) from None
+
+
+def _base(base: str | Path | None, tuned: list[Checkpoint], allow_pickle: bool) -> Checkpoint:
     """The base that was given, or the one that an adapter's config names."""
     if base is not None:
-        return open_checkpoint(Path(base))
+        return open_checkpoint(named_path(str(base)), allow_pickle)
     for checkpoint in tuned:
         named = (checkpoint.adapter_config or {}).get("base_model_name_or_path")
-        if isinstance(named, str) and is_there(Path(named)):
-            return open_checkpoint(Path(named))
+        if isinstance(named, str) and named and is_there(Path(named)):
+            return open_checkpoint(Path(named), allow_pickle)
     raise CheckpointError(
         f"{tuned[0].path}: no base is given, and the one that its config names is not on this "
         "disk. Name the base first: wdecomp compare BASE TUNED…"
@@ -182,6 +205,7 @@ def _record(plan: Plan, options: Options) -> dict[str, Any]:
             for run in plan.runs
         ],
         "units": [list(unit.parameters) for unit in plan.units],
+        "notes": [[run.name, note] for run in plan.runs for note in run.pairing.notes],
         "left_out": [
             [run.name, run.step, gone.side, gone.tensor, gone.reason]
             for run in plan.runs

@@ -160,6 +160,8 @@ KINDS: Mapping[str, str] = {
     **dict.fromkeys(("qkv_proj", "qkv", "query_key_value", "to_qkv"), "qkv"),
     **dict.fromkeys(("Wqkv", "wqkv", "W_pack"), "qkv"),  # MPT, InternLM2, Baichuan
     **dict.fromkeys(("in_proj_weight", "in_proj_bias", "in_proj_qkv"), "qkv"),
+    **dict.fromkeys(("qkv_linear", "att_proj", "to_added_qkv"), "qkv"),  # LayoutLMv2, Bark, Flux
+    "self.in_proj": "qkv",  # DeBERTa
     "c_attn": "qkv",  # GPT-2, GPT-BigCode, Qwen 1
     "crossattention.c_attn": "kv",
     **dict.fromkeys(("kv_proj", "to_kv"), "kv"),
@@ -192,7 +194,10 @@ KINDS: Mapping[str, str] = {
     **dict.fromkeys(("gate_up_proj", "gate_up_proj_bias", "gate_up_proj_blocks"), "gate_up"),
     **dict.fromkeys(("gate_up_proj_scales", "input_linear", "fc1.proj"), "gate_up"),
     **dict.fromkeys(("down_proj_bias", "down_proj_blocks", "down_proj_scales"), "down"),
+    **dict.fromkeys(("up_gate_proj", "weights_in", "experts.fc1"), "gate_up"),
     "output_linear": "down",  # GraniteMoE
+    "self_attention.experts.input_linear": "q",  # JetMoE
+    "self_attention.experts.output_linear": "o",
     "w1": "gate",  # Meta's LLaMA, Mixtral, DBRX
     **dict.fromkeys(("w3", "v1"), "up"),
     "w2": "down",

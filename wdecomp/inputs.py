@@ -2,16 +2,16 @@
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wdecomp.checkpoint import is_there, steps_of, weights_beside_steps
+from wdecomp.checkpoint import STEP, is_there, runs_under, weights_beside_steps
 from wdecomp.errors import CheckpointError, PairingError
 from wdecomp.names import Place
 
 MOST_LAYERS = 10_000
 LABEL = re.compile(r"[\w+@-][\w.+@ -]{0,79}")
-LABELLED = re.compile(r"(?P<name>[^:=/]+)(?::(?P<method>[^:=/]+))?=(?P<path>.+)")
+LABELLED = re.compile(r"(?P<name>[^:=/]+)(?::(?P<method>[^:=/]+))?=(?P<path>.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -30,38 +30,97 @@ class Tuned:
     unread: list[str]
 
 
-def parse_tuned(text: str) -> Tuned:
-    """The run that `PATH`, `NAME=PATH` or `NAME:METHOD=PATH` names.
+def named_path(text: str) -> Path:
+    """The path that a text names; an empty text names none, not the folder one is in.
+
+    Raises:
+        CheckpointError: the text is empty.
+    """
+    if not text:
+        raise CheckpointError(
+            "'': is an empty path, expected a folder or file. Name one ('.' is where you are)."
+        )
+    return Path(text)
+
+
+def parse_tuned(text: str) -> list[Tuned]:
+    """The runs that `PATH`, `NAME=PATH` or `NAME:METHOD=PATH` names: one, or one for each adapter.
 
     Raises:
         CheckpointError: there is no such path, or its name cannot be a label.
     """
-    labelled = None if is_there(Path(text)) else LABELLED.fullmatch(text)
+    labelled = None if is_there(named_path(text)) else LABELLED.fullmatch(text)
     path = Path(labelled["path"] if labelled else text)
-    steps = steps_of(path)
-    name = labelled["name"] if labelled else _label(path, steps)
-    if not LABEL.fullmatch(name):
-        raise CheckpointError(
-            f"{path}: {name!r} cannot be a run's name (letters, digits and ._+@- can). "
-            "Give it one: NAME=PATH."
+    label = labelled["name"] if labelled else None
+    runs = runs_under(path)
+    unread = weights_beside_steps(path)
+    return [
+        Tuned(
+            _checked(_name(path, own, steps, label, alone=len(runs) == 1), path),
+            labelled and labelled["method"],
+            steps,
+            unread,
         )
-    return Tuned(name, labelled and labelled["method"], steps, weights_beside_steps(path))
+        for own, steps in runs.items()
+    ]
 
 
-def check_names(runs: Iterable[Tuned]) -> None:
-    """Two runs of one name could not be told apart.
+def joined(runs: Iterable[Tuned]) -> list[Tuned]:
+    """The runs, steps of one run that were named one by one as that run; no two of one name.
 
     Raises:
-        PairingError: there are two.
+        PairingError: two runs of one name could not be told apart.
     """
-    seen: dict[str, Path] = {}
+    seen: dict[str, Tuned] = {}
     for run in runs:
-        path = run.steps[0][1]
-        if run.name in seen:
+        other = seen.get(run.name)
+        if other and not _one_run(other, run):
             raise PairingError(
-                f"{path} and {seen[run.name]} would both be run {run.name!r}. Name them: NAME=PATH."
+                f"{run.steps[0][1]} and {other.steps[0][1]} would both be run {run.name!r}. "
+                "Name them: NAME=PATH."
             )
-        seen[run.name] = path
+        steps = sorted((*(other.steps if other else ()), *run.steps), key=lambda s: s[0] or 0)
+        seen[run.name] = replace(run, steps=steps)
+    return list(seen.values())
+
+
+def _one_run(one: Tuned, other: Tuned) -> bool:
+    """Whether two are different steps of one run: checkpoint-N folders of one folder."""
+    steps = [*one.steps, *other.steps]
+    return (
+        len({step for step, _ in steps} - {None}) == len(steps)
+        and len({_run_folder(path) for _, path in steps}) == 1
+        and one.method == other.method
+    )
+
+
+def _run_folder(path: Path) -> tuple[Path, str]:
+    """The folder that has the checkpoint-N, and the adapter's name below it."""
+    full = path.resolve()
+    below = "" if STEP.fullmatch(full.name) else full.name
+    return (full.parent if below == "" else full.parent.parent), below
+
+
+def _name(
+    path: Path,
+    own: str,
+    steps: list[tuple[int | None, Path]],
+    label: str | None,
+    alone: bool,
+) -> str:
+    """The label; the folder's name, or the adapter's own below it."""
+    if label is not None:
+        return label if alone or not own else f"{label}.{own}"
+    return own or _label(path, steps)
+
+
+def _checked(name: str, path: Path) -> str:
+    if LABEL.fullmatch(name):
+        return name
+    raise CheckpointError(
+        f"{path}: {name!r} cannot be a run's name (letters, digits and ._+@- can). "
+        "Give it one: NAME=PATH."
+    )
 
 
 def _label(path: Path, steps: list[tuple[int | None, Path]]) -> str:

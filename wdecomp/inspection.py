@@ -2,25 +2,29 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from wdecomp.adapter import Adapted, ModuleUpdate, OnOtherBase, read_adapter
-from wdecomp.checkpoint import Checkpoint, Matrix, open_checkpoint, steps_of
+from wdecomp.checkpoint import Checkpoint, Matrix, open_checkpoint, runs_under
 from wdecomp.comparison import plan_comparison
+from wdecomp.inputs import named_path
 from wdecomp.names import place
 from wdecomp.pairing import Pair
 from wdecomp.scan import Run
 
 
-def contents(path: str) -> dict[str, Any]:
+def contents(path: str, allow_pickle: bool = False) -> dict[str, Any]:
     """Every checkpoint at a path: files, bytes, its tensors, and what an adapter does to a base.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
         AdapterError: it is an adapter that cannot be read.
     """
-    opened = ((step, open_checkpoint(child)) for step, child in steps_of(Path(path)))
+    opened = (
+        (step, open_checkpoint(child, allow_pickle))
+        for steps in runs_under(named_path(path)).values()
+        for step, child in steps
+    )
     return {"checkpoints": [_checkpoint(step, checkpoint) for step, checkpoint in opened]}
 
 

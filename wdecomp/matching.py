@@ -43,14 +43,18 @@ def match(
     >>> match(["bert.a.weight", "bert.b.weight"], ["module.a.weight", "c.weight"])
     {'module.a.weight': 'bert.a.weight', 'c.weight': None}
     """
-    base_name = {unwrapped(name): name for name in base}
+    exact = set(base)
+    base_name = {unwrapped(name): name for name in exact} | {name: name for name in exact}
     stripped = {name: unwrapped(name) for name in tuned}
     known = _with_spellings(base_name, set(stripped.values()), model_type)
     drop, add = _fronts(known, stripped.values())
     found: Found = {}
     for name, short in stripped.items():
-        moved = add + short[len(drop) :] if short.startswith(drop) else short
-        found[name] = base_name.get(short) or known.get(moved) or known.get(short)
+        moved = _exchanged(short, drop, add)
+        found[name] = (
+            name if name in exact
+            else base_name.get(short) or known.get(moved) or known.get(short)
+        )  # fmt: skip
     if fits is not None:
         found |= _by_their_ends(base_name, stripped, found, fits)
     _check_unique(found)
@@ -90,9 +94,15 @@ def _fronts(known: Mapping[str, str], tuned: Iterable[str]) -> tuple[str, str]:
 
     def agreeing(fronts: tuple[str, str]) -> int:
         drop, add = fronts
-        return sum(n.startswith(drop) and add + n[len(drop) :] in known for n in names)
+        return sum(_exchanged(n, drop, add) in known for n in names)
 
     return max(choices, key=agreeing, default=("", ""))
+
+
+def _exchanged(name: str, drop: str, add: str) -> str:
+    """A name with another leading component; as it is where no module would be left of it."""
+    rest = name[len(drop) :]
+    return add + rest if name.startswith(drop) and "." in rest else name
 
 
 def _first_components(names: Iterable[str]) -> list[str]:

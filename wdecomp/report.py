@@ -55,7 +55,8 @@ def as_text(table: pd.DataFrame, axis: str) -> str:
 
 def notes(results: Results) -> list[str]:
     """What a reader of the table has to know: unchanged matrices, columns and tensors left out."""
-    found = []
+    noted = dict.fromkeys((run, note) for run, note in results.run.get("notes", []))
+    found = [f"{run}: {note}." for run, note in noted]
     facts, modules = results.facts, results.modules
     for run, group in facts[facts["shape"].str.len() > 1].groupby("run", sort=False):
         unchanged = group[group["unchanged"]]["parameter"].unique()
@@ -82,7 +83,8 @@ def notes(results: Results) -> list[str]:
     if len(left_out):
         tensors = left_out["tensor"].unique()
         found.append(
-            f"{len(tensors)} tensors are not compared ({some(list(tensors))}): reasons in run.json."
+            f"{len(tensors)} {'tensor is' if len(tensors) == 1 else 'tensors are'} not compared "
+            f"({some(list(tensors))}): reasons in run.json."
         )
     return found
 

@@ -11,7 +11,7 @@ from wdecomp.adapter.foreign_dora import (
 from wdecomp.adapter.kohya import is_kohya, read_kohya
 from wdecomp.adapter.mlx import is_mlx, read_mlx
 from wdecomp.adapter.peft import read_peft
-from wdecomp.checkpoint import Checkpoint
+from wdecomp.checkpoint import Checkpoint, QuantizedTensor
 from wdecomp.errors import AdapterError, some
 
 
@@ -21,7 +21,8 @@ def read_adapter(checkpoint: Checkpoint) -> Adapter:
     Raises:
         AdapterError: it cannot be read, for a reason that is named.
     """
-    where, tensors = str(checkpoint.path), checkpoint.plain_tensors
+    where = str(checkpoint.path)
+    tensors = {n: t for n, t in checkpoint.tensors.items() if not isinstance(t, QuantizedTensor)}
     config = checkpoint.adapter_config or {}
     if config.get("peft_type", "DORA") != "DORA":
         return read_peft(tensors, config, where)

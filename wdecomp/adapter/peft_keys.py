@@ -83,7 +83,7 @@ def unprefixed(key: str) -> str:
 
 def _refuse_both(where: str, one: PlainTensor, other: PlainTensor, adapters: set[str]) -> None:
     several = (
-        f"adapters {some(sorted(adapters))}" if len(adapters) > 1 else "one part of one module"
+        f"of adapters {some(sorted(adapters))}" if len(adapters) > 1 else "one part of one module"
     )
     raise AdapterError(
         f"{where}: {one.name} and {other.name} are {several}, expected each once. "

@@ -1,13 +1,6 @@
 """A checkpoint as an index of named matrices, read by row blocks."""
 
-from wdecomp.checkpoint.container import (
-    Checkpoint,
-    is_adapter,
-    is_there,
-    open_checkpoint,
-    steps_of,
-    weights_beside_steps,
-)
+from wdecomp.checkpoint.container import Checkpoint, is_adapter, is_there, open_checkpoint
 from wdecomp.checkpoint.elements import LoadedTensor, PlainTensor, read_whole
 from wdecomp.checkpoint.header import Header, ShardFile, StoredTensor, read_header
 from wdecomp.checkpoint.matrix import (
@@ -24,9 +17,11 @@ from wdecomp.checkpoint.matrix import (
     whole,
 )
 from wdecomp.checkpoint.quantized import QuantizedTensor
+from wdecomp.checkpoint.steps import STEP, runs_under, steps_of, weights_beside_steps
 
 __all__ = [
     "BLOCK_BYTES",
+    "STEP",
     "Checkpoint",
     "Header",
     "LoadedTensor",
@@ -48,6 +43,7 @@ __all__ = [
     "read_header",
     "read_matrix",
     "read_whole",
+    "runs_under",
     "steps_of",
     "weights_beside_steps",
     "whole",

@@ -1,120 +1,83 @@
-"""From a path to a checkpoint: which files of a folder hold its weights, and what they hold.
+"""From a path to a checkpoint: its tensors, where their bytes are, and the configs beside them."""
 
-A folder is read through its index or its one weights file, never by globbing: repositories ship
-the same weights twice, in other layouts, beside the ones that are meant.
-"""
-
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from wdecomp.checkpoint import strict_json
-from wdecomp.checkpoint.header import ShardFile, StoredTensor, read_header
+from wdecomp.checkpoint.components import MODEL_INDEX, absent_components, component_folders
+from wdecomp.checkpoint.contents import read_contents
+from wdecomp.checkpoint.filenames import ADAPTERS, adapter_keys, is_adapter_file
+from wdecomp.checkpoint.folders import no_weights, weights_file, weights_of, what_else
+from wdecomp.checkpoint.header import ShardFile
+from wdecomp.checkpoint.matrix import Weight
+from wdecomp.checkpoint.quantized import gather
+from wdecomp.checkpoint.steps import named_adapters, readable, steps_of
 from wdecomp.errors import CheckpointError, some
 
-FULL = ("model.safetensors", "diffusion_pytorch_model.safetensors")
-ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
-INDEX_SUFFIX = ".index.json"
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".distcp")
-STEP = re.compile(r"checkpoint-([0-9]{1,18})")  # tables hold a step in 64 bits
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of one run at one step: an index of stored tensors, nothing read yet."""
+    """The weights of one run at one step: an index of stored tensors, nothing read yet.
+
+    tensors: by name; those of a pipeline are `<component>.<name>`.
+    config: the model's config.json; a pipeline has none of its own.
+    components: the config.json of each component of a pipeline.
+    adapter_config: what stands beside an adapter of a dialect that has one.
+    metadata: what the writer of the file noted in it.
+    left_out: (tensor, reason).
+    """
 
     path: Path
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, Weight]
     shards: tuple[ShardFile, ...]
-    config: dict[str, Any] = field(default_factory=dict)  # the model's config.json
-    adapter_config: dict[str, Any] | None = None  # present for an adapter
-    left_out: tuple[tuple[str, str], ...] = ()  # (tensor, reason)
-
-    @property
-    def is_adapter(self) -> bool:
-        return self.adapter_config is not None or any("lycoris" in k or "lora" in k or k.startswith("lora_") for k in self.tensors)
-
-    def config_of(self, parameter: str) -> dict[str, Any]:
-        return self.config
-
-    def model_type_of(self, parameter: str) -> str | None:
-        return self.model_type
-
+    config: dict[str, Any] = field(default_factory=dict)
+    adapter_config: dict[str, Any] | None = None
+    left_out: tuple[tuple[str, str], ...] = ()
+    is_adapter: bool = False
     metadata: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def plain_tensors(self) -> dict[str, StoredTensor]:
-        return self.tensors
+    components: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def model_type(self) -> str | None:
         """What transformers calls the architecture, where a config says so."""
-        value = self.config.get("model_type")
-        return value if isinstance(value, str) else None
+        return _model_type(self.config)
+
+    def config_of(self, parameter: str) -> dict[str, Any]:
+        """The config of the component that a parameter is of, or the checkpoint's."""
+        component, dot, _ = parameter.partition(".")
+        return self.components.get(component, self.config) if dot else self.config
+
+    def model_type_of(self, parameter: str) -> str | None:
+        """The same, of the architecture."""
+        return _model_type(self.config_of(parameter))
 
 
-def steps_of(path: Path) -> list[tuple[int | None, Path]]:
-    """The checkpoints under a path with their steps; one without a step if it is itself one.
+def open_checkpoint(path: Path, allow_pickle: bool = False) -> Checkpoint:
+    """The checkpoint in a folder, an index or a weights file, from its headers alone.
 
-    A folder of `checkpoint-N/` folders, as transformers' Trainer leaves it, is a run whose
-    steps are the N. Weights beside those folders belong to no known step and are not read.
+    Args:
+        path: the folder or file.
+        allow_pickle: open pickled files too, as tensors alone; their numbers are then mapped.
 
     Raises:
-        CheckpointError: nothing is there, or two folders are of one step.
+        CheckpointError: there is none, it is damaged, or it is pickled and that is not allowed.
+        MissingExtraError: it is pickled, and torch is not there to open it.
     """
-    with _readable(path):
-        if not path.exists():
-            raise CheckpointError(f"{path}: there is no such file or folder.")
+    with readable(path):
         if not path.is_dir():
-            return [(None, path)]
-        found = ((STEP.fullmatch(child.name), child) for child in path.iterdir())
-        steps = sorted((int(m[1]), child) for m, child in found if m and child.is_dir())
-        for (step, one), (next_step, other) in pairwise(steps):
-            if step == next_step:
-                raise CheckpointError(
-                    f"{path}: {one.name} and {other.name} are both step {step}. Rename one."
-                )
-        if steps:
-            return [*steps]
-        named = STEP.fullmatch(path.name)
-        return [(int(named[1]) if named else None, path)]
-
-
-def weights_beside_steps(path: Path) -> list[str]:
-    """Weights files of a run's own folder, which are of no known step and are not read."""
-    if steps_of(path)[0][1] == path:
-        return []
-    return [name for name in (*FULL, *(f + INDEX_SUFFIX for f in FULL), ADAPTER)
-            if (path / name).is_file()]  # fmt: skip
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a folder, an index or a safetensors file, from its headers alone.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-    """
-    with _readable(path):
-        file = path if path.is_file() else _weights_file(path)
-        return _open(path, file)
-
-
-def _open(path: Path, file: Path) -> Checkpoint:
-    metadata: dict[str, str] = {}
-    folder = file.parent
-    if file.name.endswith(INDEX_SUFFIX):
-        tensors, shards, left_out = _read_sharded(file)
-    else:
-        header = read_header(file)
-        tensors, shards, left_out = header.tensors, (header.shard,), ()
-        metadata = header.metadata
-    adapter_config = _adapter_config(file) if file.name == ADAPTER else None
-    return Checkpoint(path, tensors, shards, _config(folder), adapter_config, left_out, metadata)
+            wrong = what_else(path)
+            if wrong:
+                raise CheckpointError(f"{path}: {wrong}. Name a checkpoint's folder or file.")
+            return _open(path, path, allow_pickle)
+        file = weights_file(path, allow_pickle)
+        parts = component_folders(path)
+        if file is None:
+            return _pipeline(path, parts, allow_pickle) if parts else _none(path, allow_pickle)
+        return _beside(_open(path, file, allow_pickle), file, parts)
 
 
 def is_there(path: Path) -> bool:
@@ -128,19 +91,85 @@ def is_there(path: Path) -> bool:
 def is_adapter(path: Path) -> bool:
     """Whether the weights that would be read at a path are an adapter's, judged by file name."""
     first = steps_of(path)[0][1]
-    return (first.name if first.is_file() else _weights_file(first).name) == ADAPTER
+    with readable(first):
+        file = weights_file(first, allow_pickle=True) if first.is_dir() else first
+    if file is None:
+        return bool(named_adapters(first))
+    return file.name in ADAPTERS or is_adapter_file(file)
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
+def _open(path: Path, file: Path, allow_pickle: bool) -> Checkpoint:
+    """One weights file with the configs beside it."""
+    contents = read_contents(file, allow_pickle)
+    tensors, config = contents.tensors, _config(file.parent)
+    adapter = is_adapter_file(file) or bool(adapter_keys(tensors))
+    return Checkpoint(
+        path,
+        dict(tensors) if adapter else gather(tensors, config, str(path)),
+        contents.shards,
+        config,
+        _adapter_config(file) if adapter else None,
+        contents.left_out,
+        adapter,
+        contents.metadata,
+    )
 
 
-def _is_adapter(tensors: dict[str, StoredTensor], file: Path) -> bool:
-    return file.name == ADAPTER or any(".lora_A." in name for name in tensors)
+def _pipeline(path: Path, folders: Mapping[str, Path], allow_pickle: bool) -> Checkpoint:
+    """The components of a pipeline as one checkpoint, and those that cannot be opened."""
+    files = {name: weights_file(folder, allow_pickle) for name, folder in folders.items()}
+    parts = {n: _open(path, file, allow_pickle) for n, file in files.items() if file is not None}
+    if not parts:
+        raise CheckpointError(no_weights(next(iter(folders.values())), allow_pickle))
+    pickled = [(name, _only_pickled(folders[name])) for name in files if name not in parts]
+    return Checkpoint(
+        path,
+        {t.name: t for name, part in parts.items() for t in _prefixed(name, part)},
+        tuple(shard for part in parts.values() for shard in part.shards),
+        left_out=(
+            *((f"{n}.{t}", reason) for n, part in parts.items() for t, reason in part.left_out),
+            *pickled,
+            *absent_components(path),
+        ),
+        is_adapter=any(part.is_adapter for part in parts.values()),
+        components={name: part.config for name, part in parts.items()},
+    )
+
+
+def _prefixed(component: str, part: Checkpoint) -> list[Weight]:
+    return [replace(tensor, name=f"{component}.{name}") for name, tensor in part.tensors.items()]
+
+
+def _only_pickled(folder: Path) -> str:
+    names = some(weights_of(folder))
+    return f"its weights are pickled ({names}), which --allow-pickle opens if you trust them"
+
+
+def _beside(opened: Checkpoint, file: Path, parts: Mapping[str, Path]) -> Checkpoint:
+    """Components in a folder that has weights of its own too: which are meant?"""
+    if opened.is_adapter and parts:
+        raise CheckpointError(
+            f"{opened.path}: holds an adapter ({file.name}) and a pipeline "
+            f"({some([f'{name}/' for name in parts])}). Name the file or folder that is meant."
+        )
+    reason = f"a component beside {file.name}, which was read: name its folder to compare it"
+    beside = tuple((f"{name}/", reason) for name in parts)
+    return replace(opened, left_out=(*opened.left_out, *beside))
+
+
+def _none(path: Path, allow_pickle: bool) -> Checkpoint:
+    adapters = named_adapters(path)
+    if adapters:
+        raise CheckpointError(
+            f"{path}: holds adapters in folders of their own ({some(list(adapters))}), expected "
+            "one checkpoint. Name the one that is meant."
+        )
+    if (path / MODEL_INDEX).is_file():
+        raise CheckpointError(
+            f"{path}: no weights found in the folders that {MODEL_INDEX} lists. "
+            "The download is incomplete."
+        )
+    raise CheckpointError(no_weights(path, allow_pickle))
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -148,83 +177,18 @@ def _config(folder: Path) -> dict[str, Any]:
     return strict_json.read_object(file, finite=False) if file.exists() else {}
 
 
-def _adapter_config(file: Path) -> dict[str, Any]:
+def _model_type(config: Mapping[str, Any]) -> str | None:
+    value = config.get("model_type")
+    return value if isinstance(value, str) else None
+
+
+def _adapter_config(file: Path) -> dict[str, Any] | None:
     beside = file.parent / ADAPTER_CONFIG
-    if not beside.exists():
-        raise CheckpointError(
-            f"{file}: holds an adapter, and there is no {ADAPTER_CONFIG} beside it. "
-            "Its scaling is not known without one."
-        )
-    return strict_json.read_object(beside)
-
-
-def _weights_file(folder: Path) -> Path:
-    """The file to open in a folder; a single file goes before an index, as in transformers."""
-    full = [folder / name for stem in FULL for name in (stem, stem + INDEX_SUFFIX)]
-    here = [file for file in full if file.is_file()]
-    adapter = folder / ADAPTER
-    if here and adapter.is_file():
-        raise CheckpointError(
-            f"{folder}: holds a model ({here[0].name}) and an adapter ({ADAPTER}). "
-            "Name the file that is meant."
-        )
-    if adapter.is_file():
-        return adapter
-    if not here:
-        raise CheckpointError(f"{folder}: no weights found. {_what_is_there(folder)}")
-    return here[0]
-
-
-def _what_is_there(folder: Path) -> str:
-    looked = f"Looked for {', '.join(FULL)}, their {INDEX_SUFFIX}, and {ADAPTER}."
-    names = sorted(child.name for child in folder.iterdir())
-    pickled = [name for name in names if name.endswith(PICKLED)]
-    if pickled:
-        return (
-            f"{looked} {some(pickled)} may run code when opened: load the model where you trust "
-            "it and save it with save_pretrained(..., safe_serialization=True)."
-        )
-    safetensors = [name for name in names if name.endswith(".safetensors")]
-    if safetensors:
-        return f"{looked} To read {some(safetensors)}, name the file itself."
-    return looked
-
-
-def _read_sharded(
-    index: Path,
-) -> tuple[dict[str, StoredTensor], tuple[ShardFile, ...], tuple[tuple[str, str], ...]]:
-    shard_of = _weight_map(index)
-    headers = {name: read_header(index.parent / name) for name in sorted(set(shard_of.values()))}
-    missing = [t for t, shard in shard_of.items() if t not in headers[shard].tensors]
-    if missing:
-        raise CheckpointError(
-            f"{index}: lists {some(missing)} in {shard_of[missing[0]]}, "
-            "which does not hold it. The index belongs to other shards."
-        )
-    tensors = {name: headers[shard].tensors[name] for name, shard in shard_of.items()}
-    left_out = tuple(
-        (name, f"in {shard}, but not listed there by {index.name}")
-        for shard, header in headers.items()
-        for name in header.tensors
-        if shard_of.get(name) != shard
+    if beside.exists():
+        return strict_json.read_object(beside)
+    if not file.name.startswith("adapter_model."):
+        return None
+    raise CheckpointError(
+        f"{file}: holds an adapter, and there is no {ADAPTER_CONFIG} beside it. "
+        "Its scaling is not known without one."
     )
-    return tensors, tuple(header.shard for header in headers.values()), left_out
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    shard_of = strict_json.read_object(index).get("weight_map")
-    if not isinstance(shard_of, dict) or not shard_of:
-        raise CheckpointError(f"{index}: has no weight_map from tensor names to shards.")
-    for tensor, shard in shard_of.items():
-        inside = isinstance(shard, str) and shard and "\0" not in shard
-        parts = PurePosixPath(shard).parts if inside else ("..",)
-        if ".." in parts or PurePosixPath(*parts).is_absolute():
-            raise CheckpointError(
-                f"{index}: tensor {tensor!r} is in {shard!r}, expected a file in {index.parent}."
-            )
-        if not (index.parent / shard).is_file():
-            raise CheckpointError(
-                f"{index}: tensor {tensor!r} is in {shard!r}, which is not there. "
-                "The download is incomplete."
-            )
-    return shard_of

@@ -7,7 +7,13 @@ from typing import Any
 import click
 
 from wdecomp.cli.console import say, say_aside
-from wdecomp.cli.selection import base_dequantized_option, layers_option, modules_option, split_base
+from wdecomp.cli.selection import (
+    base_dequantized_option,
+    layers_option,
+    modules_option,
+    pickle_option,
+    split_base,
+)
 
 
 @click.command()
@@ -33,6 +39,7 @@ from wdecomp.cli.selection import base_dequantized_option, layers_option, module
 @layers_option
 @base_dequantized_option
 @click.option("-j", "--workers", type=click.IntRange(min=1), help="Threads [default: all cores].")
+@pickle_option
 @click.option("--restart", is_flag=True, help="Replace the results of another run in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")

@@ -10,6 +10,7 @@ from wdecomp.cli.selection import (
     base_dequantized_option,
     layers_option,
     modules_option,
+    pickle_option,
     split_base,
 )
 
@@ -20,10 +21,16 @@ from wdecomp.cli.selection import (
 @modules_option
 @layers_option
 @base_dequantized_option
+@pickle_option
 @click.option("--all", "everything", is_flag=True, help="Every row, not only the first 20.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def inspect(
-    paths: tuple[str, ...], base: str | None, everything: bool, as_json: bool, **selection: Any
+    paths: tuple[str, ...],
+    base: str | None,
+    everything: bool,
+    as_json: bool,
+    allow_pickle: bool,
+    **selection: Any,
 ) -> None:
     """Show what checkpoints hold and how they pair, from their headers alone.
 
@@ -35,8 +42,8 @@ def inspect(
     from wdecomp.inspection_text import as_text
 
     if len(paths) == 1 and base is None:
-        found = inspection.contents(paths[0])
+        found = inspection.contents(paths[0], allow_pickle)
     else:
         first, tuned = (base, paths) if base is not None else split_base(paths)
-        found = inspection.comparison_plan(first, *tuned, **selection)
+        found = inspection.comparison_plan(first, *tuned, allow_pickle=allow_pickle, **selection)
     say(json.dumps(found, indent=1) if as_json else as_text(found, everything))

@@ -1,7 +1,5 @@
 """Arguments that several commands share: which checkpoints, modules and layers."""
 
-from pathlib import Path
-
 import click
 
 
@@ -27,6 +25,12 @@ layers_option = click.option(
     "--layers", callback=_layers, metavar="LAYERS", help="Only these layers: 0-3,8."
 )
 
+pickle_option = click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Open pickled files (.bin, .pt, .pth, .ckpt) too, as tensors alone. Needs torch.",
+)
+
 
 base_dequantized_option = click.option(
     "--base-dequantized",
@@ -39,8 +43,9 @@ base_dequantized_option = click.option(
 def split_base(paths: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
     """The base and the tuned ones; no base if the first path is an adapter or has a label."""
     from wdecomp.checkpoint import is_adapter, is_there
+    from wdecomp.inputs import named_path
 
-    first = Path(paths[0])
+    first = named_path(paths[0])
     if not is_there(first) and "=" in paths[0]:
         return None, paths
     return (None, paths) if is_adapter(first) else (paths[0], paths[1:])

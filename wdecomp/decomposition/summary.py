@@ -61,6 +61,8 @@ def rounding_floor(weights: Floats, dtype: str) -> float:
         weights: a sample of the base's weights, any shape.
         dtype: what the tuned weights are stored as: BF16, F16, F32 or F64.
     """
+    if dtype not in PRECISION:  # quantised: its floor is a run of its own
+        return math.nan
     rounded = weights[np.isfinite(weights) & (weights != 0)]  # zero is in every dtype
     energy = float((rounded**2).sum())
     if energy == 0:

@@ -32,6 +32,8 @@ def layout(parameter: str, shape: tuple[int, ...], config: Config) -> Layout:
     >>> [(part.label, part.outputs) for part in found.parts]
     [('q', (range(0, 64),)), ('k', (range(64, 80),)), ('v', (range(80, 96),))]
     """
+    if 0 in shape:
+        return ONE_MATRIX
     if len(shape) == 3 and (kind := ending(parameter, STACKS)):
         return stack(parameter, (shape[0], shape[1], shape[2]), kind, numbers(config, parameter))
     if len(shape) != 2:

@@ -159,6 +159,12 @@ def _chatglm(outputs: int, inputs: int, numbers: Numbers) -> Comb | str:
     return _side_by_side(outputs, inputs, _with_keys(numbers, groups))
 
 
+def _chatglm_mlp(outputs: int, inputs: int, numbers: Numbers) -> Comb | str:
+    """Gated from ChatGLM2 on, which has `ffn_hidden_size`; in the first, one matrix."""
+    gated = outputs == 2 * (numbers.number(("ffn_hidden_size",)) or 0)
+    return halves("gate", "up")(outputs, inputs, numbers) if gated else ""
+
+
 def _codegen(outputs: int, inputs: int, numbers: Numbers) -> Comb | str:
     """Four blocks of [q | v | k], the value before the key."""
     size, rest = divmod(outputs, 3 * CODEGEN_BLOCKS)
@@ -211,6 +217,7 @@ _SCHEMES: Mapping[str, Scheme] = {
     "falcon": _falcon,
     "bigcode": _bigcode,
     "chatglm": _chatglm,
+    "chatglm mlp": _chatglm_mlp,
     "codegen": _codegen,
     "c_attn": _c_attn,
     "add q k v": _added,

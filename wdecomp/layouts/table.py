@@ -41,7 +41,7 @@ FAMILIES: Mapping[str, Mapping[str, str]] = {
     "gpt_bigcode": {"attn.c_attn": "bigcode", "crossattention.c_attn": "unknown"},
     **_for({"query_key_value": "each head"}, "gpt_neox gpt_neox_japanese bloom persimmon fuyu"),
     **_for({"query_key_value": "falcon"}, "falcon RefinedWeb RefinedWebModel"),
-    "chatglm": {"query_key_value": "chatglm", "mlp.dense_h_to_4h": "gate up"},
+    "chatglm": {"query_key_value": "chatglm", "mlp.dense_h_to_4h": "chatglm mlp"},
     "deberta": {"in_proj": "each head"},
     "minimax": {"self_attn.qkv_proj": "each head"},
     "codegen": {"attn.qkv_proj": "codegen"},

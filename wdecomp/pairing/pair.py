@@ -1,6 +1,8 @@
 """A base and a tuned checkpoint, tensor by tensor."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from wdecomp.adapter import NEEDS_MODULE, Adapted, ExpertStack, ModuleUpdate, Vera
 from wdecomp.checkpoint import Checkpoint, Matrix, Weight
@@ -9,7 +11,8 @@ from wdecomp.names import is_embedding, is_head
 from wdecomp.pairing.entries import Entries, Entry, entries_of, key_of
 from wdecomp.pairing.experts import expert_of
 from wdecomp.pairing.records import LeftOut, Pair, Pairing
-from wdecomp.pairing.slots import Slot, no_weight, oriented, unknown_stack
+from wdecomp.pairing.remarks import remarks
+from wdecomp.pairing.slots import Slot, no_weight, oriented, slots, unknown_stack
 from wdecomp.pairing.targets import VOCABULARY, Target, find_targets
 
 
@@ -39,7 +42,8 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
             LeftOut(n, "base", "no such tensor in the tuned one") for n in absent
         )
     _widen_vera(result)
-    return result
+    notes = (*result.notes, *remarks(base, result.matrices.values()))
+    return replace(result, notes=notes)
 
 
 def _why_none(
@@ -124,7 +128,7 @@ def _pair(
     if target.of_part:
         right = replace(right, plane=target.plane, picked=target.outputs)
     elif slot.label:
-        right = _same_part(slot, right, entry)
+        right = _same_part(slot, right, entry, tuned.config_of(name) or base.config_of(slot.name))
     if right.shape == slot.matrix.shape and _same_rank(slot, entry):
         return _side_by_side(slot, right, name), None
     return _of_other_shape(slot, right, tuned, name)
@@ -134,22 +138,13 @@ def _side_by_side(slot: Slot, right: Matrix, name: str) -> Pair:
     return Pair(slot.parameter, slot.place, slot.matrix, right, slot.matrix.shape, name, slot.why)
 
 
-def _same_part(slot: Slot, right: Matrix, entry: Weight) -> Matrix:
-    """The same part of a tuned tensor that is fused as the base's is; else all of it."""
-    fused = sorted(entry.shape) == sorted(slot.matrix.tensor.shape)
-    if not fused:
-        return right
-    view = slot.matrix.view if len(entry.shape) == 2 else None
-    return replace(right, plane=slot.matrix.plane, picked=slot.matrix.picked, view=view,
-                   input_first=_stack_orientation(slot, right, entry))  # fmt: skip
+def _same_part(slot: Slot, right: Matrix, entry: Weight, config: Mapping[str, Any]) -> Matrix:
+    """The same part of a tuned tensor that is fused as the base's is; else all of it.
 
-
-def _stack_orientation(slot: Slot, right: Matrix, entry: Weight) -> bool:
-    """Of a stack, the base's own unless its planes lie the other way (quantised against not)."""
-    base = slot.matrix
-    if base.plane is None or entry.shape == base.tensor.shape:
-        return base.input_first if base.plane is not None else right.input_first
-    return not base.input_first
+    Each side has its own layout: quantised experts lie the other way round than unquantised ones.
+    """
+    parts = slots(slot.name, entry, config)
+    return next((part.matrix for part in parts if part.label == slot.label), right)
 
 
 def _same_rank(slot: Slot, entry: Weight) -> bool:

@@ -12,7 +12,8 @@ from functools import lru_cache
 from wdecomp import families
 from wdecomp.renames.table import EVERYWHERE, TABLE, UNKNOWN
 
-_COUNTED = "|".join(sorted([*families.LAYER_WORDS, "experts", "attentions", "resnets"]))
+_ALSO_COUNTED = ("experts", "attentions", "resnets", "patch_embeddings", "layer_norm")
+_COUNTED = "|".join(sorted([*families.LAYER_WORDS, *_ALSO_COUNTED]))
 _INDEXED = re.compile(rf"(?<![^.])(?:{_COUNTED})(?:\.[0-9]+)+(?![^.])")
 _INDEX = re.compile(r"(?<=\.)[0-9]+")
 _BRACES = re.compile(r"\{([^}]*)\}")
@@ -82,8 +83,9 @@ def _expanded(text: str) -> list[str]:
 
 
 def _run(text: str) -> str:
-    """Components with the dots around them, which neither end of a name has."""
-    return ("" if text.startswith("^") else ".") + text + ("" if text.endswith("$") else ".")
+    """Components with the dots around them; `^` and `$` stand at the ends of every name."""
+    start = text if text.startswith("^") else f".{text}"
+    return f"{start.removesuffix('$')}.$" if text.endswith("$") else f"{start}."
 
 
 def _filled(template: str, indices: Iterable[str]) -> str:

@@ -155,6 +155,9 @@ attention.attention.{query,key,value}     attention.{q,k,v}_proj
 attention.output.dense                    attention.o_proj
 {intermediate,output}.dense               {mlp.fc1,mlp.fc2}
 """
+MAE = """
+decoder.decoder_encoder.layer.#           decoder.decoder_layers.#
+"""
 PIXIO = """
 {norm1,norm2}                             layernorm_{before,after}
 ^.encoder                                 ^.pixio
@@ -189,6 +192,7 @@ attention.output.dense                    attention.o_proj
 """
 SEGFORMER = """
 encoder.block.#.#                         stages.#.blocks.#
+encoder.{patch_embeddings,layer_norm}.#   stages.#.{patch_embeddings,layer_norm}
 attention.self.{query,key,value}          attention.{q,k,v}_proj
 attention.self.sr                         attention.sequence_reduction.sequence_reduction
 attention.self.layer_norm                 attention.sequence_reduction.layer_norm

@@ -38,6 +38,7 @@ from wdecomp.renames.pairs import (
     LLAVA,
     LLAVA_BASE,
     LW_DETR,
+    MAE,
     MIMI,
     MIMO,
     MINIMAX_M2,
@@ -82,7 +83,10 @@ def _for(section: tuple[str, ...], names: str) -> dict[str, tuple[str, ...]]:
 # What is tried for every model.
 EVERYWHERE = (LEGACY, TOWERS, SPARSE, EXPERTS)
 # What is tried before, where the model type says nothing.
-UNKNOWN = (LLAVA, QWEN_VL, VIT, DINO_V2, NEOX, GRANITE, FLUX)
+UNKNOWN = (
+    *(LLAVA, LLAVA_BASE, QWEN_VL, VIT, MAE, DINO_V2, SWIN, SEGFORMER),
+    *(NEOX, GRANITE, PHIMOE, FLUX),
+)
 
 TABLE: Mapping[str, tuple[str, ...]] = {
     **_for((), "mixtral minimax qwen2_moe afmoe deepseek_v2 deepseek_v3 deepseek_v32 dots1"),
@@ -115,7 +119,8 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     **_for((GTE,), "gte"),
     **_for((JINA,), "jina_embeddings_v3"),
     **_for((TIMESFM,), "timesfm2_5"),
-    **_for((VIT,), "vit audio-spectrogram-transformer deit ijepa vit_mae vivit"),
+    **_for((VIT,), "vit audio-spectrogram-transformer deit ijepa vivit"),
+    **_for((VIT, MAE), "vit_mae"),
     **_for((VIT, BEIT_PYRAMID), "beit"),
     **_for((VIT, MSN_HEAD), "vit_msn"),
     **_for((VIT, PIXIO), "pixio"),
