@@ -4,13 +4,12 @@ from wdecomp.adapter.adapter import Adapter
 from wdecomp.adapter.diffusers import is_diffusers, read_diffusers
 from wdecomp.adapter.foreign_dora import (
     is_fsdp_qlora,
-    is_mlx,
     is_nvlabs,
     read_fsdp_qlora,
-    read_mlx,
     read_nvlabs,
 )
 from wdecomp.adapter.kohya import is_kohya, read_kohya
+from wdecomp.adapter.mlx import is_mlx, read_mlx
 from wdecomp.adapter.peft import read_peft
 from wdecomp.checkpoint import Checkpoint, QuantizedTensor
 from wdecomp.errors import AdapterError, some
@@ -31,12 +30,12 @@ def read_adapter(checkpoint: Checkpoint) -> Adapter:
         return read_nvlabs(tensors, config, where)
     if is_fsdp_qlora(tensors):
         return read_fsdp_qlora(tensors, where)
-    if is_mlx(tensors):
+    if is_mlx(tensors, config):
         return read_mlx(tensors, config, where)
-    if is_diffusers(tensors):
+    if is_diffusers(tensors, checkpoint.metadata):
         return read_diffusers(tensors, checkpoint.metadata, where)
     if is_kohya(tensors):
-        return read_kohya(tensors, where)
+        return read_kohya(tensors, where, checkpoint.metadata)
     there = "no adapter_config.json beside it" if not config else "no peft_type in its config"
     raise AdapterError(
         f"{where}: holds an adapter ({some(list(tensors))}) of no dialect that is known, and there "

@@ -1,5 +1,11 @@
-"""DoRA and LoRA of other libraries: NVlabs' own code, mlx-lm, fsdp_qlora."""
+"""DoRA of other libraries: NVlabs' own code, fsdp_qlora.
 
+NVlabs       W' = m·V/‖V‖, V = W0 + (alpha/r)·BA; of W0 alone where a module has only m
+fsdp_qlora   the same with V = W0 + BA: no scale. It scales a module's bias too, which is not
+             followed here (LLaMA, for which it is made, has none)
+"""
+
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +14,7 @@ from wdecomp.adapter.adapter import Adapter, ModuleUpdate
 from wdecomp.adapter.change import Nothing, Update
 from wdecomp.adapter.config import Fields
 from wdecomp.adapter.factors import Factors
-from wdecomp.adapter.low_rank import Expert, LowRank
+from wdecomp.adapter.low_rank import LowRank
 from wdecomp.adapter.updates import Magnitude
 from wdecomp.checkpoint import PlainTensor
 from wdecomp.errors import AdapterError
@@ -19,8 +25,9 @@ FSDP_QLORA = {
     "dora_layer.lora_B.weight": "B",
     "magnitude_layer.magnitude": "m",
 }
-MLX = {"lora_a": "A", "lora_b": "B", "m": "m"}
 PREFIX = "base_model.model."
+WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
+SAVED = (".weight", ".bias")  # whole parameters that were trained beside the adapters
 
 Tensors = Mapping[str, PlainTensor]
 
@@ -31,12 +38,17 @@ def is_nvlabs(tensors: Tensors, config: Mapping[str, Any]) -> bool:
 
 
 def read_nvlabs(tensors: Tensors, config: Mapping[str, Any], where: str) -> Adapter:
-    """NVlabs' DoRA: m·V/‖V‖ with V = W0 + s·BA, or of W0 itself where a module has only m.
+    """NVlabs' DoRA, with modules of a magnitude alone (Wdecompose_target_modules).
 
     Raises:
         AdapterError: a factor is missing or has the wrong shape, a field is not what it must be.
     """
     fields = Fields(config, f"{where}: adapter_config.json")
+    if fields.flag("fan_in_fan_out"):
+        raise AdapterError(
+            f"{fields.where}: fan_in_fan_out is true, which NVlabs' layers cannot be trained with. "
+            "Set it to false if the adapter is of linear layers."
+        )
     scaling = fields.number("lora_alpha") / fields.count("r")
     return _dora("NVlabs DoRA", tensors, NVLABS, scaling, where)
 
@@ -55,55 +67,34 @@ def read_fsdp_qlora(tensors: Tensors, where: str) -> Adapter:
     return _dora("fsdp_qlora", tensors, FSDP_QLORA, 1.0, where)
 
 
-def is_mlx(tensors: Tensors) -> bool:
-    """Whether it is of mlx-lm."""
-    return _any(tensors, "lora_a") and _any(tensors, "lora_b")
-
-
-def read_mlx(tensors: Tensors, config: Mapping[str, Any], where: str) -> Adapter:
-    """mlx-lm's LoRA and DoRA: ΔW = scale·(a·b)ᵀ with a (in, r) and b (r, out).
-
-    Raises:
-        AdapterError: a factor is missing or has the wrong shape, the scale is not known.
-    """
-    parameters = config.get("lora_parameters")
-    if not isinstance(parameters, dict):
-        raise AdapterError(
-            f"{where}: adapter_config.json has no lora_parameters, expected mlx-lm's, with their "
-            "scale. It is not known without them."
-        )
-    fields = Fields(parameters, f"{where}: adapter_config.json: lora_parameters")
-    return _dora("mlx-lm", tensors, MLX, fields.number("scale"), where)
-
-
 def _dora(
     dialect: str, tensors: Tensors, parts: Mapping[str, str], scaling: float, where: str
 ) -> Adapter:
     modules: dict[str, dict[str, PlainTensor]] = defaultdict(dict)
-    left_out = []
+    left_out, replaced = [], {}
     for key, tensor in tensors.items():
-        part = next((part for part in parts if key.endswith("." + part)), None)
-        if part is None:
-            left_out.append((key, f"no part of an adapter that {dialect} writes"))
+        name = WRAPPERS.sub("", key).removeprefix(PREFIX)
+        part = next((part for part in parts if name.endswith("." + part)), None)
+        if part is not None:
+            modules[name.removesuffix("." + part)][parts[part]] = tensor
+        elif name.endswith(SAVED) and ".lora_" not in name:
+            replaced[name] = tensor
         else:
-            module = key.removesuffix("." + part).removeprefix(PREFIX)
-            modules[module][parts[part]] = tensor
+            left_out.append((key, f"no part of an adapter that {dialect} writes"))
     updates = {
-        f"{module}.weight": _update(Factors(module, found, where), scaling, parts is MLX)
+        f"{module}.weight": _update(Factors(module, found, where), scaling)
         for module, found in sorted(modules.items())
     }
     if not updates:
         raise AdapterError(f"{where}: holds no adapter of any module. It was saved empty.")
     dora = any(each.magnitude for each in updates.values())
-    return Adapter(dialect, "dora" if dora else "lora", updates, left_out=tuple(left_out))
+    return Adapter(dialect, "dora" if dora else "lora", updates, replaced, tuple(left_out))
 
 
-def _update(factors: Factors, scaling: float, input_first: bool) -> ModuleUpdate:
+def _update(factors: Factors, scaling: float) -> ModuleUpdate:
     update: Update = Nothing()
     if "A" in factors or "B" in factors:
-        a, b = factors.pair("B", "A") if input_first else factors.pair("A", "B")
-        turned = Expert(0, 1, transposed=True) if input_first else None
-        update = LowRank(a, b, scaling, expert=turned)
+        update = LowRank(*factors.pair("A", "B"), scaling)
     if "m" not in factors:
         return ModuleUpdate(update)
     outputs = update.shape[0]
