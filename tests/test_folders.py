@@ -405,8 +405,11 @@ def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
 def test_shards_without_their_index_are_said_to_be_that(tmp_path: Path) -> None:
     folder = write_full(tmp_path, tiny_llama(1), shards=2)
     (folder / "model.safetensors.index.json").unlink()
-    with pytest.raises(CheckpointError, match="are shards, and there is no index of them"):
-        open_checkpoint(folder)
+    for suffix in ("safetensors", "bin"):
+        for file in folder.iterdir():
+            file.rename(file.with_suffix(f".{suffix}"))
+        with pytest.raises(CheckpointError, match="are shards, and there is no index of them"):
+            open_checkpoint(folder)
 
 
 @pytest.mark.parametrize("command", ["compare", "inspect"])

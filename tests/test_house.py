@@ -58,6 +58,13 @@ def test_an_import_contract_fails_when_it_is_broken(contract: str, tmp_path: Pat
     assert f"{contract} BROKEN" in _lint(folder)
 
 
+def test_torch_is_allowed_to_one_module_of_the_checkpoint_and_to_no_other(tmp_path: Path) -> None:
+    folder = _copy(tmp_path)
+    file = folder / "wdecomp" / "checkpoint" / "contents.py"
+    file.write_text(f"{file.read_text()}\nimport torch\n")
+    assert "torch only where something is trained BROKEN" in _lint(folder)
+
+
 def _modules_after(code: str, *arguments: str) -> set[str]:
     """The modules that a fresh interpreter has loaded after a piece of code."""
     program = f"{code}\nimport sys, json; print('\\n' + json.dumps(list(sys.modules)))"

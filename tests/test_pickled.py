@@ -166,6 +166,16 @@ def test_pickled_shards_are_opened_or_converted_through_their_index(
     assert len(open_checkpoint(folder).shards) == 2
 
 
+def test_what_is_left_out_of_a_shard_is_said(tmp_path: Path) -> None:
+    folder = _pickled_shards(tmp_path, tiny_llama(1))
+    shard = folder / "pytorch_model-00001-of-00002.bin"
+    torch.save(torch.load(shard) | {"extra": torch.ones(2), "n": 3}, shard)
+    assert open_checkpoint(folder, allow_pickle=True).left_out == (
+        ("extra", f"in {shard.name}, but not listed there by pytorch_model.bin.index.json"),
+        ("n", f"in {shard.name}: a int, no tensor"),
+    )
+
+
 def test_an_index_of_safetensors_that_names_a_pickle_or_a_state_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2, 3)}, tmp_path / "x.bin")
     torch.save({"a": torch.ones(2, 3)}, tmp_path / "optimizer.pt")

@@ -51,18 +51,15 @@ def parse_tuned(text: str) -> list[Tuned]:
     """
     labelled = None if is_there(named_path(text)) else LABELLED.fullmatch(text)
     path = Path(labelled["path"] if labelled else text)
-    label = labelled["name"] if labelled else None
-    runs = runs_under(path)
-    unread = weights_beside_steps(path)
-    return [
-        Tuned(
-            _checked(_name(path, own, steps, label, alone=len(runs) == 1), path),
-            labelled and labelled["method"],
-            steps,
-            unread,
-        )
-        for own, steps in runs.items()
-    ]
+    label, method = (labelled["name"], labelled["method"]) if labelled else (None, None)
+    runs, unread = runs_under(path), weights_beside_steps(path)
+    tuned = []
+    for own, steps in runs.items():
+        name = own or _label(path, steps)  # of an adapter that has one, its own
+        if label is not None:
+            name = label if len(runs) == 1 or not own else f"{label}.{own}"
+        tuned.append(Tuned(_checked(name, path), method, steps, unread))
+    return tuned
 
 
 def joined(runs: Iterable[Tuned]) -> list[Tuned]:
@@ -99,19 +96,6 @@ def _run_folder(path: Path) -> tuple[Path, str]:
     full = path.resolve()
     below = "" if STEP.fullmatch(full.name) else full.name
     return (full.parent if below == "" else full.parent.parent), below
-
-
-def _name(
-    path: Path,
-    own: str,
-    steps: list[tuple[int | None, Path]],
-    label: str | None,
-    alone: bool,
-) -> str:
-    """The label; the folder's name, or the adapter's own below it."""
-    if label is not None:
-        return label if alone or not own else f"{label}.{own}"
-    return own or _label(path, steps)
 
 
 def _checked(name: str, path: Path) -> str:

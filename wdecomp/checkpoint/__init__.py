@@ -1,6 +1,6 @@
 """A checkpoint as an index of named matrices, read by row blocks."""
 
-from wdecomp.checkpoint.container import Checkpoint, is_adapter, is_there, open_checkpoint
+from wdecomp.checkpoint.container import is_adapter, is_there, open_checkpoint
 from wdecomp.checkpoint.elements import LoadedTensor, PlainTensor, read_whole
 from wdecomp.checkpoint.header import Header, ShardFile, StoredTensor, read_header
 from wdecomp.checkpoint.matrix import (
@@ -17,6 +17,7 @@ from wdecomp.checkpoint.matrix import (
     whole,
 )
 from wdecomp.checkpoint.quantized import QuantizedTensor
+from wdecomp.checkpoint.record import Checkpoint
 from wdecomp.checkpoint.steps import STEP, runs_under, steps_of, weights_beside_steps
 
 __all__ = [

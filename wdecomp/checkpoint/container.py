@@ -1,7 +1,7 @@
 """From a path to a checkpoint: its tensors, where their bytes are, and the configs beside them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,50 +10,13 @@ from wdecomp.checkpoint.components import MODEL_INDEX, absent_components, compon
 from wdecomp.checkpoint.contents import read_contents
 from wdecomp.checkpoint.filenames import ADAPTERS, adapter_keys, is_adapter_file
 from wdecomp.checkpoint.folders import no_weights, weights_file, weights_of, what_else
-from wdecomp.checkpoint.header import ShardFile
 from wdecomp.checkpoint.matrix import Weight
 from wdecomp.checkpoint.quantized import gather
+from wdecomp.checkpoint.record import Checkpoint
 from wdecomp.checkpoint.steps import named_adapters, readable, steps_of
 from wdecomp.errors import CheckpointError, some
 
 ADAPTER_CONFIG = "adapter_config.json"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The weights of one run at one step: an index of stored tensors, nothing read yet.
-
-    tensors: by name; those of a pipeline are `<component>.<name>`.
-    config: the model's config.json; a pipeline has none of its own.
-    components: the config.json of each component of a pipeline.
-    adapter_config: what stands beside an adapter of a dialect that has one.
-    metadata: what the writer of the file noted in it.
-    left_out: (tensor, reason).
-    """
-
-    path: Path
-    tensors: dict[str, Weight]
-    shards: tuple[ShardFile, ...]
-    config: dict[str, Any] = field(default_factory=dict)
-    adapter_config: dict[str, Any] | None = None
-    left_out: tuple[tuple[str, str], ...] = ()
-    is_adapter: bool = False
-    metadata: dict[str, str] = field(default_factory=dict)
-    components: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def model_type(self) -> str | None:
-        """What transformers calls the architecture, where a config says so."""
-        return _model_type(self.config)
-
-    def config_of(self, parameter: str) -> dict[str, Any]:
-        """The config of the component that a parameter is of, or the checkpoint's."""
-        component, dot, _ = parameter.partition(".")
-        return self.components.get(component, self.config) if dot else self.config
-
-    def model_type_of(self, parameter: str) -> str | None:
-        """The same, of the architecture."""
-        return _model_type(self.config_of(parameter))
 
 
 def open_checkpoint(path: Path, allow_pickle: bool = False) -> Checkpoint:
@@ -175,11 +138,6 @@ def _none(path: Path, allow_pickle: bool) -> Checkpoint:
 def _config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"  # has an Infinity in it for Mamba-2 and its kin
     return strict_json.read_object(file, finite=False) if file.exists() else {}
-
-
-def _model_type(config: Mapping[str, Any]) -> str | None:
-    value = config.get("model_type")
-    return value if isinstance(value, str) else None
 
 
 def _adapter_config(file: Path) -> dict[str, Any] | None:

@@ -112,7 +112,7 @@ def _looked(folder: Path, names: list[str]) -> str:
         if wrong:
             return f"{name} {wrong}."
     safetensors = [name for name in names if name.endswith(".safetensors")]
-    shards = [name for name in safetensors if SHARD.search(name)]
+    shards = [n for n in names if SHARD.search(n) and n.endswith((".safetensors", *PICKLED))]
     if shards:
         return f"{some(shards)} are shards, and there is no index of them. Fetch it too."
     if safetensors:
