@@ -122,6 +122,20 @@ def test_the_axis_of_a_magnitude_is_in_its_shape_even_where_the_weight_is_square
     check(update, _base(tmp_path, layer), _effective(made, layer), monkeypatch)
 
 
+@pytest.mark.parametrize("on_output", [True, False])
+@pytest.mark.parametrize("kind", [LoConModule, LohaModule, LokrModule])
+@pytest.mark.parametrize("tucker", [True, False])
+def test_a_magnitude_of_a_convolution_is_of_its_channels(
+    kind: type, on_output: bool, tucker: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(11)
+    layer = nn.Conv2d(9, 9, 3)
+    settings = {"weight_decompose": True, "wd_on_out": on_output, "use_tucker": tucker}
+    made = _made(kind, layer, {"lora_dim": 1, "alpha": 3.0} | settings)
+    update = _read(tmp_path, made.state_dict()).updates["lycoris_x.weight"]
+    check(update, _base(tmp_path, layer), _effective(made, layer), monkeypatch)
+
+
 @pytest.mark.parametrize("shape", [(1, 9), (9, 1)])
 def test_one_magnitude_is_of_the_side_with_one_feature(
     shape: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -273,6 +287,7 @@ BAD: dict[str, tuple[dict[str, Tensor], str]] = {
     "plain weight": (LORA | {"weight": torch.ones(4)}, "has weight beside lora_down.weight"),
     "magnitudes": (LORA | {"dora_scale": torch.ones(6, 1)}, r"dora_scale is \(6, 1\)"),
     "magnitudes of inputs": (LORA | {"dora_scale": torch.ones(1, 4)}, r"dora_scale is \(1, 4\)"),
+    "one magnitude": (LORA | {"dora_scale": torch.ones(1, 1)}, r"dora_scale is \(1, 1\)"),
     "three of four": ({k: t for k, t in HADA.items() if k != "hada_w2_b"}, "hada_w2_b is missing"),
     "two shapes": (HADA | {"hada_w2_a": torch.ones(6, 3)}, "expected one shape"),
     "one core": (HADA | {"hada_t1": torch.ones(2, 2, 3, 3)}, "factors of one rank"),

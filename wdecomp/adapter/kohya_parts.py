@@ -244,9 +244,10 @@ def _magnitude(factors: Factors, update: Update, kind: str) -> Magnitude | None:
     rows, *columns = scale.shape
     if rows == outputs and prod(columns) == 1:
         return Magnitude(scale, "output")
-    fits = inputs is None or (columns and inputs % columns[0] == 0)
-    if rows == 1 and columns and prod(columns[1:]) == 1 and fits:
-        return Magnitude(scale, "input")
+    if rows == 1 and columns and prod(columns[1:]) == 1 and inputs is not None:
+        of_kernel = len(columns) > 1  # of a convolution, in its own number of dimensions
+        if columns[0] == inputs or (of_kernel and inputs % columns[0] == 0):
+            return Magnitude(scale, "input")
     raise factors.refuse(
         f"dora_scale is {scale.shape}",
         f"({outputs}, 1…) per output or (1, inputs, 1…) per input of a weight of {update.shape}",
