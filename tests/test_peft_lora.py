@@ -66,6 +66,14 @@ CASES: dict[str, tuple[Make, dict[str, Any]]] = {
         llama,
         {"target_modules": QVD, "init_lora_weights": "pissa", "use_dora": True},
     ),
+    "pissa beside an embedding": (
+        llama,
+        {"target_modules": ["q_proj", "embed_tokens"], "init_lora_weights": "pissa"},
+    ),
+    "olora of a square conv1d": (
+        gpt2,
+        {"target_modules": ["attn.c_proj"], "init_lora_weights": "olora"},
+    ),
     "olora as trained": (llama, {"target_modules": QVD, "init_lora_weights": "olora"}),
 }  # fmt: skip
 
@@ -78,7 +86,7 @@ def test_an_adapter_is_what_peft_merges(
     monkeypatch.setattr("wdecomp.adapter.updates.BLOCK_BYTES", 300)  # several for every norm
     make, config = CASES[case]
     write_case(tmp_path, make, LoraConfig(r=4, lora_alpha=9, **config), dtype)
-    rough = config.get("init_lora_weights") == "pissa"  # PEFT's SVD is in float32
+    rough = "init_lora_weights" in config  # PEFT's SVD and QR are in float32
     found = check_merged(tmp_path, ratios=not rough)
     assert found.method == ("dora" if config.get("use_dora") else "lora")
 

@@ -48,3 +48,21 @@ def test_a_whole_adapter_on_a_full_precision_base_needs_no_remark(tmp_path: Path
     write_full(tmp_path / "base", base)
     write_adapter(tmp_path / "lora", low_rank(base))
     assert wdecomp.compare(tmp_path / "base", tmp_path / "lora").run["notes"] == []
+
+
+@pytest.mark.parametrize("misordered", [False, True])
+def test_magnitudes_in_torchtunes_order_are_said(misordered: bool, tmp_path: Path) -> None:
+    """Its export puts the rows of q and k back as Hugging Face has them, and not the magnitudes."""
+    base = tiny_llama(1)
+    name = "model.layers.0.self_attn.q_proj"
+    weight = base[f"{name}.weight"] * torch.linspace(0.5, 2, 32)[:, None]
+    base[f"{name}.weight"] = weight
+    a, b = low_rank(base)[name]
+    m = (weight + 2 * 0.01 * b @ a).norm(dim=1) * 1.01
+    if misordered:
+        m = m.reshape(4, 2, 4).transpose(1, 2).reshape(-1)
+    config = {"num_attention_heads": 4, "num_key_value_heads": 1}
+    write_full(tmp_path / "base", base, config=config)
+    write_adapter(tmp_path / "dora", {name: (a, 0.01 * b)}, {name: m})
+    found = wdecomp.compare(tmp_path / "base", tmp_path / "dora").run["notes"]
+    assert [("torchtune" in note) for _, note in found] == ([True] if misordered else [])

@@ -5,6 +5,7 @@ from wdecomp.adapter.dialects import read_adapter
 from wdecomp.adapter.low_rank import ExpertStack, Vera
 from wdecomp.adapter.output_rotations import OutputRotation
 from wdecomp.adapter.principal import FromPrincipal
+from wdecomp.adapter.torchtune import misordered
 from wdecomp.adapter.updates import (
     Adapted,
     ChangeReader,
@@ -27,5 +28,6 @@ __all__ = [
     "OnOtherBase",
     "OtherBaseReader",
     "Vera",
+    "misordered",
     "read_adapter",
 ]

@@ -3,9 +3,11 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from wdecomp.adapter import Adapted
-from wdecomp.checkpoint import Checkpoint
-from wdecomp.dtypes import PRECISION
+import numpy as np
+
+from wdecomp.adapter import Adapted, misordered
+from wdecomp.checkpoint import BLOCK_BYTES, Checkpoint, Matrix, MatrixReader, read_whole
+from wdecomp.dtypes import PRECISION, Floats, widen
 from wdecomp.errors import some
 from wdecomp.names import place
 from wdecomp.pairing.records import Pair
@@ -13,6 +15,8 @@ from wdecomp.pairing.records import Pair
 # Largest |m − ‖W‖|/‖W‖ of an untrained DoRA, whose norms were taken in the base's dtype (measured).
 UNTRAINED = {"BF16": 4e-3, "F16": 5e-4}
 FULL = PRECISION["F32"]
+# Module kinds that torchtune reorders, and the field of the config that says how many heads.
+HEADS = {"q": "num_attention_heads", "k": "num_key_value_heads"}
 
 
 def remarks(base: Checkpoint, pairs: Iterable[Pair]) -> Iterator[str]:
@@ -20,6 +24,7 @@ def remarks(base: Checkpoint, pairs: Iterable[Pair]) -> Iterator[str]:
     adapted = [pair for pair in pairs if isinstance(pair.tuned, Adapted)]
     yield from _rounded_magnitudes(adapted)
     yield from _missing_layers(base, adapted)
+    yield from _misordered_magnitudes(base, adapted)
 
 
 def _rounded_magnitudes(adapted: list[Pair]) -> Iterator[str]:
@@ -59,3 +64,40 @@ def _missing_layers(base: Checkpoint, adapted: list[Pair]) -> Iterator[str]:
                 f"{stack}.{module} is adapted in {len(layers)} of "
                 f"{len(layers) + len(missing)} layers (not in {some([str(n) for n in missing])})"
             )
+
+
+def _misordered_magnitudes(base: Checkpoint, adapted: list[Pair]) -> Iterator[str]:
+    """Of torchtune's export, seen in the first q and the first k: no header tells, only norms do."""
+    for module, field in HEADS.items():
+        of_kind = (pair for pair in adapted if pair.place.module == module)
+        first = next((p for p in of_kind if _has_magnitude(p)), None)
+        if first is None:
+            continue
+        heads = base.config_of(first.parameter).get(field)
+        if type(heads) is int and _is_misordered(first, heads):
+            yield (
+                f"magnitudes of {module} are in torchtune's order of rows ({first.tuned_name}), not "
+                "in the base's: PEFT loads another model than was trained, and it is that model "
+                "that is measured here"
+            )
+
+
+def _has_magnitude(pair: Pair) -> bool:
+    tuned = pair.tuned
+    return isinstance(tuned, Adapted) and tuned.magnitude is not None and tuned.outputs is None
+
+
+def _is_misordered(pair: Pair, heads: int) -> bool:
+    assert isinstance(pair.tuned, Adapted)
+    assert pair.tuned.magnitude is not None
+    magnitude = widen(read_whole(pair.tuned.magnitude.values)).reshape(-1).astype(np.float64)
+    return misordered(magnitude, _norms(pair.base), heads)
+
+
+def _norms(matrix: Matrix) -> Floats:
+    squares = np.zeros(matrix.shape[0])
+    with MatrixReader(matrix) as reader:
+        for at in matrix.rectangles(matrix.shape, BLOCK_BYTES):
+            block = widen(reader.read(at)).astype(np.float64)
+            squares[at.outputs] += np.einsum("ij,ij->i", block, block)
+    return np.sqrt(squares)
