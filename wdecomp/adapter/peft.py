@@ -36,10 +36,10 @@ _MERGE = "has a merge formula that wdecomp does not have; merge it with PEFT and
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING"), _PROMPT),
     **dict.fromkeys(("PREFIX_TUNING", "CPT", "ADAPTION_PROMPT", "CARTRIDGE"), _PROMPT),
-    **dict.fromkeys(("XLORA", "POLY"), _INPUTS),
+    **dict.fromkeys(("XLORA", "POLY", "LILY"), _INPUTS),
     **dict.fromkeys(("SHADOW",), _ACTIVATIONS),
     **dict.fromkeys(("ADAMSS", "BEFT", "C3A", "DEFT", "FOURIERFT", "FROD", "GLORA"), _MERGE),
-    **dict.fromkeys(("GRALORA", "HIRA", "LILY", "MISS", "OSF", "PEANUT", "PSOFT"), _MERGE),
+    **dict.fromkeys(("GRALORA", "HIRA", "MISS", "OSF", "PEANUT", "PSOFT"), _MERGE),
     **dict.fromkeys(("PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING"), _MERGE),
     **dict.fromkeys(("TINYLORA", "UNILORA", "VBLORA", "WAVEFT"), _MERGE),
 }

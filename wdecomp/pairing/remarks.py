@@ -67,7 +67,7 @@ def _missing_layers(base: Checkpoint, adapted: list[Pair]) -> Iterator[str]:
 
 
 def _misordered_magnitudes(base: Checkpoint, adapted: list[Pair]) -> Iterator[str]:
-    """Of torchtune's export, seen in the first q and the first k: no header tells, only norms do."""
+    """Of torchtune's export, seen in the first q and k: no header tells, only norms do."""
     for module, field in HEADS.items():
         of_kind = (pair for pair in adapted if pair.place.module == module)
         first = next((p for p in of_kind if _has_magnitude(p)), None)
@@ -76,9 +76,9 @@ def _misordered_magnitudes(base: Checkpoint, adapted: list[Pair]) -> Iterator[st
         heads = base.config_of(first.parameter).get(field)
         if type(heads) is int and _is_misordered(first, heads):
             yield (
-                f"magnitudes of {module} are in torchtune's order of rows ({first.tuned_name}), not "
-                "in the base's: PEFT loads another model than was trained, and it is that model "
-                "that is measured here"
+                f"magnitudes of {module} are in torchtune's order of rows, not in the base's "
+                f"({first.tuned_name}): PEFT loads another model than was trained, and it is that "
+                "one that is measured here"
             )
 
 
