@@ -298,7 +298,7 @@ def test_loaded_numbers_are_the_bits_of_the_tensor(
     tensor = raw.view(dtype).reshape(2, -1)
     file = tmp_path / "x.pt"
     values = {"a": tensor, "empty": tensor[:, :0], "scalar": tensor[0, 0], "part": tensor[1:]}
-    values["turned"] = tensor.T
+    values |= {"turned": tensor.T, "strided": tensor.flatten()[::2]}
     torch.save(values, file, _use_new_zipfile_serialization=is_zip)
     found = load_pickled(file).tensors
     for name, value in values.items():
