@@ -35,15 +35,16 @@ def as_text(table: pd.DataFrame, axis: str) -> str:
     if table.empty:
         return "No module kind changed in two layers or more."
     many_stacks = table["stack"].nunique() > 1
+    wide = min(max(12, *table["run"].str.len()), 28)
     lines = [
-        f"{'run':<12} {'module':<14} {'layers':>6} {'steps':>5} {'mean dM':>10} {'mean dD':>10} "
+        f"{'run':<{wide}} {'module':<14} {'layers':>6} {'steps':>5} {'mean dM':>10} {'mean dD':>10} "
         f"{'corr(dD,dM)  [95 % CI]':>24} {'in step':>8}"
     ]
     for row in table.itertuples():
         module = f"{row.stack}.{row.module}" if many_stacks else str(row.module)
         interval = f"{_signed(row.pearson)} [{_signed(row.low)},{_signed(row.high)}]"
         lines.append(
-            f"{str(row.run)[:12]:<12} {module[:14]:<14} {row.layers:>6} {row.steps:>5} "
+            f"{str(row.run)[:wide]:<{wide}} {module[:14]:<14} {row.layers:>6} {row.steps:>5} "
             f"{row.delta_magnitude:>10.3g} {row.delta_direction:>10.3g} {interval:>24} "
             f"{_signed(row.within_step):>8}"
         )
