@@ -66,6 +66,11 @@ def test_a_misordered_magnitude_is_told_from_one_in_order(trained: float, tmp_pa
 def test_in_doubt_the_answer_is_no(tmp_path: Path) -> None:
     for m, norms in _dora(tmp_path, 2.0).values():  # moved further than rows differ
         assert not misordered(interleaved(m, 2), norms, 2)
+    rising = np.arange(32.0)  # close to its neighbours in either order
+    noise = np.random.default_rng(0).normal(size=32)
+    assert not misordered(rising, rising, 2)
+    assert misordered(interleaved(rising, 2), rising, 2)
+    assert not misordered(interleaved(rising, 2) + 10 * noise, rising, 2)
     flat = np.full(32, 3.0)
     assert not misordered(flat, flat, 2)
     assert not misordered(flat, flat[:-2], 2)
