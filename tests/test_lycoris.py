@@ -29,7 +29,6 @@ class Net(nn.Module):
 
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"algo": "lora"},
-    "lora rank-stabilised": {"algo": "lora", "rs_lora": True},
     "lora dora per output": {"algo": "lora", "dora_wd": True, "wd_on_output": True},
     "lora dora per input": {"algo": "lora", "dora_wd": True, "wd_on_output": False},
     "locon tucker": {"algo": "lora", "use_tucker": True},

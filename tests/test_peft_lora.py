@@ -25,6 +25,7 @@ from peft_models import (
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import wdecomp
 from wdecomp.adapter import read_adapter
 from wdecomp.checkpoint import open_checkpoint
 from wdecomp.pairing import pair
@@ -192,3 +193,18 @@ def test_a_named_adapter_is_in_a_folder_of_its_name(tmp_path: Path) -> None:
     (tmp_path / "all/v_proj").rename(tmp_path / "adapter")
     write_merged(tmp_path, llama)
     check_merged(tmp_path)
+
+
+def test_a_zero_row_of_the_base_is_counted_and_never_nan(tmp_path: Path) -> None:
+    model = seeded(llama)
+    weight = model.model.layers[0].self_attn.q_proj.weight  # type: ignore[union-attr]
+    weight.data[3] = 0
+    write_base(model, tmp_path / "base")
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
+    q = adapted.base_model.model.model.layers[0].self_attn.q_proj
+    q.lora_B["default"].weight.data[5] = 0.1
+    adapted.save_pretrained(tmp_path / "dora")
+    modules = wdecomp.compare(tmp_path / "base", tmp_path / "dora").modules
+    row = modules[modules["axis"] == "output"].iloc[0]
+    assert (row["n_zero"], row["n_nonfinite"]) == (1, 0)
+    assert np.isfinite(row["delta_magnitude"])

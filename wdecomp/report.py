@@ -37,8 +37,8 @@ def as_text(table: pd.DataFrame, axis: str) -> str:
     many_stacks = table["stack"].nunique() > 1
     wide = min(max(12, *table["run"].str.len()), 28)
     lines = [
-        f"{'run':<{wide}} {'module':<14} {'layers':>6} {'steps':>5} {'mean dM':>10} {'mean dD':>10} "
-        f"{'corr(dD,dM)  [95 % CI]':>24} {'in step':>8}"
+        f"{'run':<{wide}} {'module':<14} {'layers':>6} {'steps':>5} {'mean dM':>10} "
+        f"{'mean dD':>10} {'corr(dD,dM)  [95 % CI]':>24} {'in step':>8}"
     ]
     for row in table.itertuples():
         module = f"{row.stack}.{row.module}" if many_stacks else str(row.module)

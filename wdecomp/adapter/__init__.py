@@ -2,7 +2,7 @@
 
 from wdecomp.adapter.adapter import Adapter, ModuleUpdate
 from wdecomp.adapter.dialects import read_adapter
-from wdecomp.adapter.low_rank import ExpertStack, Vera
+from wdecomp.adapter.low_rank import ExpertStack
 from wdecomp.adapter.output_rotations import OutputRotation
 from wdecomp.adapter.principal import FromPrincipal
 from wdecomp.adapter.torchtune import misordered
@@ -13,6 +13,7 @@ from wdecomp.adapter.updates import (
     OnOtherBase,
     OtherBaseReader,
 )
+from wdecomp.adapter.vera import Vera
 
 # Updates that a part of a module does not tell.
 NEEDS_MODULE = (FromPrincipal, OutputRotation)

@@ -7,11 +7,12 @@ from wdecomp.adapter.adapter import ModuleUpdate
 from wdecomp.adapter.change import Update
 from wdecomp.adapter.config import Fields, by_module
 from wdecomp.adapter.factors import Factors
-from wdecomp.adapter.low_rank import AdaLora, DeLora, Vera
+from wdecomp.adapter.low_rank import AdaLora, DeLora
 from wdecomp.adapter.products import Factored, Hadamard, Kronecker
 from wdecomp.adapter.rotations import Boft, Hra, Oft
 from wdecomp.adapter.scalings import Scaling
 from wdecomp.adapter.updates import Magnitude
+from wdecomp.adapter.vera import Vera
 from wdecomp.errors import AdapterError
 
 Modules = Mapping[str, Factors]

@@ -7,17 +7,15 @@ from wdecomp.checkpoint.matrix import (
     BLOCK_BYTES,
     Matrix,
     MatrixReader,
-    Ranges,
     Rectangle,
-    Weight,
     core_shape,
-    count,
-    cut,
     read_matrix,
     whole,
 )
+from wdecomp.checkpoint.pieces import Ranges, count, cut
 from wdecomp.checkpoint.quantized import QuantizedTensor
 from wdecomp.checkpoint.record import Checkpoint
+from wdecomp.checkpoint.rows import Weight
 from wdecomp.checkpoint.steps import STEP, runs_under, steps_of, weights_beside_steps
 
 __all__ = [

@@ -10,9 +10,9 @@ from wdecomp.checkpoint.components import MODEL_INDEX, absent_components, compon
 from wdecomp.checkpoint.contents import read_contents
 from wdecomp.checkpoint.filenames import ADAPTERS, adapter_keys, is_adapter_file
 from wdecomp.checkpoint.folders import no_weights, weights_file, weights_of, what_else
-from wdecomp.checkpoint.matrix import Weight
 from wdecomp.checkpoint.quantized import gather
 from wdecomp.checkpoint.record import Checkpoint
+from wdecomp.checkpoint.rows import Weight
 from wdecomp.checkpoint.steps import named_adapters, readable, steps_of
 from wdecomp.errors import CheckpointError, some
 

@@ -34,6 +34,7 @@ _LAST = ("diff", "w_norm", "on_input")  # a model may have a module of such a na
 _KEY = re.compile(
     rf"(^|\.)({'|'.join(_ANYWHERE)})(\.|$)|(^|\.)({'|'.join(_LAST)})$"
     r"|_lora\.(down|up)\.weight$|lora_linear_layer\."
+    r"|^(lora_(unet|te[123]?|transformer)|lycoris|oft_unet)_"  # kohya and LyCORIS, whatever part
 )
 
 

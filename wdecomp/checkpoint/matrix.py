@@ -8,23 +8,20 @@ A matrix may be a plane of a stack (one expert of many), and some of the outputs
 (the queries of a fused projection).
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
-from wdecomp.checkpoint.elements import Elements, PlainTensor, open_elements
-from wdecomp.checkpoint.quantized import QuantizedTensor
+from wdecomp.checkpoint.pieces import Ranges, count, cut
+from wdecomp.checkpoint.rows import Weight, open_rows
 from wdecomp.dtypes import BITS, STORED_AS, Array
 
 BLOCK_BYTES = 1 << 20  # of the base: what stays in a core's second-level cache
 DECODED_BITS = 32  # of one element of a decoded weight
-
-Weight = PlainTensor | QuantizedTensor
-Ranges = tuple[range, ...]  # ascending indices, in pieces: what a fused tensor has of one kind
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,9 @@ class MatrixReader:
         self._files = ExitStack()
 
     def __enter__(self) -> Self:
-        self._rows = self._files.enter_context(_open_rows(self.matrix))
+        matrix = self.matrix
+        rows = open_rows(matrix.tensor, matrix.plane or 0, matrix.stored_shape)
+        self._rows = self._files.enter_context(rows)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -199,77 +198,3 @@ def core_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) != 3 or shape[0] != 1:
         return shape
     return shape[2:] if shape[1] == 1 else shape[1:]
-
-
-def count(pieces: Sequence[range]) -> int:
-    """How many indices the pieces have together."""
-    return sum(len(piece) for piece in pieces)
-
-
-def cut(pieces: Sequence[range], wanted: slice) -> Ranges:
-    """The indices from `wanted.start` to `wanted.stop` of all that the pieces have.
-
-    >>> cut([range(0, 4), range(8, 12)], slice(2, 6))
-    (range(2, 4), range(8, 10))
-    """
-    found, first = [], 0
-    for piece in pieces:
-        low, high = max(wanted.start - first, 0), min(wanted.stop - first, len(piece))
-        if low < high:
-            found.append(piece[low:high])
-        first += len(piece)
-    return tuple(found)
-
-
-class _Rows(Protocol):
-    """The stored rows of one matrix."""
-
-    def fill(self, into: Array, top: int, left: int) -> None:
-        """Copies the rectangle of `into`'s shape whose upper left corner is given."""
-        ...
-
-
-def _open_rows(matrix: Matrix) -> AbstractContextManager[_Rows]:
-    if isinstance(matrix.tensor, QuantizedTensor):
-        return _DecodedRows(matrix, matrix.tensor)
-    return _PlainRows(matrix, matrix.tensor)
-
-
-class _PlainRows:
-    def __init__(self, matrix: Matrix, tensor: PlainTensor) -> None:
-        rows, self._width = matrix.stored_shape
-        self._start = (matrix.plane or 0) * rows * self._width
-        self._files = ExitStack()
-        self._tensor = tensor
-
-    def __enter__(self) -> Self:
-        self._elements: Elements = self._files.enter_context(open_elements(self._tensor))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._files.close()
-
-    def fill(self, into: Array, top: int, left: int) -> None:
-        if into.shape[1] == self._width:
-            self._elements.fill(into.reshape(-1), self._start + top * self._width)
-            return
-        for i, row in enumerate(into):
-            self._elements.fill(row, self._start + (top + i) * self._width + left)
-
-
-class _DecodedRows:
-    def __init__(self, matrix: Matrix, tensor: QuantizedTensor) -> None:
-        self._plane, self._tensor = matrix.plane or 0, tensor
-        self._files = ExitStack()
-
-    def __enter__(self) -> Self:
-        self._decoder = self._files.enter_context(self._tensor.decoder())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._files.close()
-
-    def fill(self, into: Array, top: int, left: int) -> None:
-        height, width = into.shape
-        rows = self._decoder.rows(self._plane, slice(top, top + height))
-        into[:] = rows[:, left : left + width]

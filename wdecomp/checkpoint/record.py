@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wdecomp.checkpoint.header import ShardFile
-from wdecomp.checkpoint.matrix import Weight
+from wdecomp.checkpoint.rows import Weight
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from wdecomp.adapter import NEEDS_MODULE, Adapted, ExpertStack, ModuleUpdate, Vera
+from wdecomp.adapter import Adapted, ModuleUpdate, Vera
 from wdecomp.checkpoint import Checkpoint, Matrix, Weight
 from wdecomp.errors import PairingError, some
 from wdecomp.names import is_embedding, is_head
+from wdecomp.pairing.adapted import adapted_pair
 from wdecomp.pairing.entries import Entries, Entry, entries_of, key_of
-from wdecomp.pairing.experts import expert_of
 from wdecomp.pairing.records import LeftOut, Pair, Pairing
 from wdecomp.pairing.remarks import remarks
 from wdecomp.pairing.slots import Slot, no_weight, oriented, slots, unknown_stack
@@ -122,7 +122,7 @@ def _pair(
     """The pair, if it is one, and what is to be said of what only one side has."""
     slot = target.slot
     if isinstance(entry, ModuleUpdate):
-        return _adapted(base, tuned, name, entry, target), None
+        return adapted_pair(base, tuned, name, entry, target), None
     right, _ = oriented(slot.name, entry, tuned.config_of(name) or base.config_of(slot.name),
                         target.layout)  # fmt: skip
     if target.of_part:
@@ -175,67 +175,6 @@ def _of_other_shape(
         f"{parameter}: base is {stored}, tuned is {theirs} in {tuned.path}. "
         "These checkpoints are not of one architecture."
     )
-
-
-def _adapted(
-    base: Checkpoint, tuned: Checkpoint, name: str, entry: ModuleUpdate, target: Target
-) -> Pair:
-    """A pair of a base matrix and an adapter's update of the module that it is in."""
-    slot = _as_embedding(target.slot) if entry.of_embedding else target.slot
-    if isinstance(entry.update, ExpertStack):
-        adapted = expert_of(entry.update, target, base, tuned)
-    elif target.of_part:  # the adapter's module is fused, the base's is not
-        adapted = Adapted(entry.update, entry.magnitude, slot.matrix, target.outputs)
-        _check_part(tuned, slot, adapted)
-    else:
-        adapted = Adapted(entry.update, entry.magnitude, slot.module, slot.outputs)
-        if not entry.update.fits(slot.module.shape) and entry.update.fits(slot.matrix.shape):
-            adapted = Adapted(entry.update, entry.magnitude, slot.matrix)  # of the part alone
-        _check_fit(base, tuned, slot, adapted)
-    return Pair(
-        slot.parameter, slot.place, slot.matrix, adapted, slot.matrix.shape, key_of(name, entry),
-        slot.why,
-    )  # fmt: skip
-
-
-def _as_embedding(slot: Slot) -> Slot:
-    """A slot whose name does not say that it is an embedding, but whose adapter does."""
-    matrix = replace(slot.matrix, input_first=True)
-    return replace(slot, matrix=matrix, module=matrix, why="embedding: its adapter says so")
-
-
-def _check_fit(base: Checkpoint, tuned: Checkpoint, slot: Slot, adapted: Adapted) -> None:
-    if adapted.update.fits(adapted.module.shape):
-        return
-    raise PairingError(
-        f"{slot.parameter}: base is {slot.module.shape} (output, input), the adapter in "
-        f"{tuned.path} is for {_wanted(adapted)}. It was trained on another base."
-    )
-
-
-def _check_part(tuned: Checkpoint, slot: Slot, adapted: Adapted) -> None:
-    """An update of a fused module that can be told for a part of its outputs alone."""
-    outputs, inputs = adapted.update.shape
-    last = adapted.outputs[-1][-1] if adapted.outputs else 0
-    if outputs is None or last >= outputs or inputs not in (None, slot.matrix.shape[1]):
-        raise PairingError(
-            f"{slot.parameter}: is {slot.matrix.shape} (output, input), a part of a module that "
-            f"the adapter in {tuned.path} has for {_wanted(adapted)}. It was trained on another "
-            "base."
-        )
-    of_all = adapted.magnitude is not None and adapted.magnitude.axis == "input"
-    if of_all or isinstance(adapted.update, NEEDS_MODULE):
-        raise PairingError(
-            f"{slot.parameter}: the adapter in {tuned.path} changes a module that {slot.name} is a "
-            "part of by a formula that needs all of it. Compare with a base that has it fused."
-        )
-
-
-def _wanted(adapted: Adapted) -> str:
-    shape = adapted.update.shape
-    if shape == (None, None):
-        return f"another ({adapted.tensors[0].name} is {adapted.tensors[0].shape})"
-    return f"({', '.join('any' if size is None else str(size) for size in shape)})"
 
 
 def _widen_vera(result: Pairing) -> None:
