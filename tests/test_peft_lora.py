@@ -208,3 +208,28 @@ def test_a_zero_row_of_the_base_is_counted_and_never_nan(tmp_path: Path) -> None
     row = modules[modules["axis"] == "output"].iloc[0]
     assert (row["n_zero"], row["n_nonfinite"]) == (1, 0)
     assert np.isfinite(row["delta_magnitude"])
+
+
+def test_a_merge_rounded_to_bf16_shows_its_rounding_and_not_the_adapter(tmp_path: Path) -> None:
+    """Rounding alone turns every column by 1.4e-6: a small adapter is lost in that."""
+    write_base(seeded(llama, torch.bfloat16), tmp_path / "base", torch.bfloat16)
+    adapted = get_peft_model(
+        seeded(llama, torch.bfloat16), LoraConfig(r=4, target_modules=["down_proj"])
+    )
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=2e-5)
+    adapted.save_pretrained(tmp_path / "adapter")
+    write_merged(tmp_path, llama, torch.bfloat16)
+    tensors = load_file(tmp_path / "merged/model.safetensors")
+    exact = wdecomp.compare(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged").modules
+    rounded = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    save_file(rounded, tmp_path / "merged/model.safetensors")
+    coarse = wdecomp.compare(tmp_path / "base", tmp_path / "merged").modules
+    small, same = (
+        exact[exact["run"] == run]["delta_direction"].max() for run in ("adapter", "merged")
+    )
+    assert small == pytest.approx(same, rel=1e-4)
+    floor = coarse["floor_delta_direction"].max()
+    assert small < 0.1 * floor
+    assert coarse["delta_direction"].max() != pytest.approx(small, rel=0.5)
