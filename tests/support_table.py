@@ -12,6 +12,7 @@ from pathlib import Path
 
 import test_diffusers_adapters
 import test_experts
+import test_families
 import test_kohya_parts
 import test_layouts
 import test_lycoris
@@ -131,6 +132,8 @@ def _models() -> Iterator[str]:
     yield f"Fused projections: {', '.join(_names(test_layouts.FUSED))}."
     yield ""
     yield f"Names of transformers 4 and 5: {', '.join(_names(test_renames.MODELS))}."
+    yield ""
+    yield f"DoRA on every linear layer, end to end: {', '.join(_names(test_families.FAMILIES))}."
 
 
 def _names(cases: Iterable[object]) -> list[str]:

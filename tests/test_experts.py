@@ -66,13 +66,15 @@ TARGETS = (("gate_up_proj", "down_proj"), ("gate_up_proj",), ("down_proj",))
 
 
 def _write(folder: Path, family: str, width: int, targets: tuple[str, ...]) -> None:
-    make, module = FAMILIES[family]
+    named = [f"{FAMILIES[family][1]}.{target}" for target in targets]
+    _write_as(folder, family, width, target_modules=["q_proj"], target_parameters=named)
+
+
+def _write_as(folder: Path, family: str, width: int, **targets: Any) -> None:
+    make, _ = FAMILIES[family]
     model = seeded(lambda: make(width))
     model.save_pretrained(folder / "base")
-    named = [f"{module}.{target}" for target in targets]
-    adapted = get_peft_model(
-        model, LoraConfig(r=2, lora_alpha=5, target_modules=["q_proj"], target_parameters=named)
-    )
+    adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=5, **targets))
     away_from_start(adapted)
     adapted.save_pretrained(folder / "adapter")
     again = type(model).from_pretrained(folder / "base")
@@ -92,6 +94,35 @@ def test_stacked_experts_are_what_peft_merges(
     halves = {"gate", "up"} if "gate_up_proj" in targets else set()
     assert kinds == {"q"} | halves | ({"down"} if "down_proj" in targets else set())
     assert len(found.matrices) == 1 + 3 * len(kinds - {"q"})
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys")
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_among_all_linear_layers_have_ranks_of_their_own(
+    family: str, tmp_path: Path
+) -> None:
+    """PEFT then names parameters without their module, and doubles the rank of the fused ones."""
+    _write_as(tmp_path, family, 40, target_modules="all-linear")
+    found = check_merged(tmp_path, tables=False)
+    stacked = {e.tuned.update.rank for n, e in found.matrices.items() if "experts." in n}  # type: ignore[union-attr]
+    assert stacked == {2, 4}
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys")
+def test_a_pattern_names_the_parameter_of_a_stack(tmp_path: Path) -> None:
+    targets = [f"mlp.experts.{target}" for target in TARGETS[0]]
+    _write_as(
+        tmp_path, "qwen3_moe", 40, target_modules=["q_proj"], target_parameters=targets,
+        rank_pattern={"experts.down_proj": 3}, alpha_pattern={"experts.gate_up_proj": 7},
+    )  # fmt: skip
+    found = check_merged(tmp_path, tables=False)
+    settings = {
+        each.place.module: (each.tuned.update.rank, each.tuned.update.scaling)  # type: ignore[union-attr]
+        for each in found.matrices.values()
+    }
+    assert settings == {"q": (2, 2.5), "gate": (2, 3.5), "up": (2, 3.5), "down": (3, 5 / 3)}
 
 
 @pytest.mark.parametrize("family", ["llama4", "gpt_oss"])

@@ -54,7 +54,9 @@ def _targets_in(module: str, targets: Iterable[str]) -> list[str]:
     named = set()
     for target in targets:
         parent, _, parameter = target.rpartition(".")
-        if parameter != "weight" and f".{module}".endswith(f".{parent}" if parent else ""):
+        # "all-linear" names parameters without their module: those of the modules that have stacks
+        here = f".{module}".endswith(f".{parent}") if parent else module.endswith("experts")
+        if here and parameter != "weight":
             named.add(parameter)
     return sorted(named, key=lambda name: (_position(name), name))
 

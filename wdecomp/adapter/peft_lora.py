@@ -9,7 +9,7 @@ from wdecomp.adapter.change import Update
 from wdecomp.adapter.config import Fields, by_module
 from wdecomp.adapter.factors import Factors
 from wdecomp.adapter.low_rank import ExpertStack, LowRank
-from wdecomp.adapter.peft_experts import root, stacked_parameters
+from wdecomp.adapter.peft_experts import stacked_parameters
 from wdecomp.adapter.principal import FromPrincipal, Kind
 from wdecomp.adapter.scalings import Added
 from wdecomp.adapter.updates import Magnitude
@@ -97,20 +97,19 @@ def lora_updates(settings: LoraSettings, modules: Mapping[str, Factors]) -> dict
             each other.
     """
     stacks = stacked_parameters(settings.stacked, modules, settings.fields.where)
-    experts = {m: _experts(settings, modules[m]) for m in stacks}
-    ranks = {
-        module: _pair(factors)[0].shape[0] // experts.get(module, 1)
-        for module, factors in modules.items()
-    }
-    scalings = settings.scalings(ranks)
+    experts = {m: _experts(settings, modules[m], name) for m, name in stacks.items()}
+    # The patterns of the config are of modules, and of the parameters that are adapted in stacks.
+    names = {module: stacks.get(module, module) for module in modules}
+    scalings = settings.scalings(
+        {names[m]: _pair(f)[0].shape[0] // experts.get(m, 1) for m, f in modules.items()}
+    )
     attention = {module for module in modules if f"{module}.base_layer.out_proj" in modules}
     updates: dict[str, ModuleUpdate] = {}
     for module, factors in modules.items():
         a, b = _pair(factors)
         if module in stacks:
-            updates[stacks[module]] = ModuleUpdate(
-                ExpertStack(a, b, scalings[module], experts[module])
-            )
+            stack = ExpertStack(a, b, scalings[names[module]], experts[module])
+            updates[names[module]] = ModuleUpdate(stack)
             continue
         parameter, scaling = _parameter(module, attention, scalings[module])
         low_rank = LowRank(a, b, scaling)
@@ -203,10 +202,10 @@ def _has_bias(settings: LoraSettings, factors: Factors) -> bool:
     return present
 
 
-def _experts(settings: LoraSettings, factors: Factors) -> int:
+def _experts(settings: LoraSettings, factors: Factors, name: str) -> int:
     """How many experts share the rows of A."""
     a, _ = _pair(factors)
-    name, pattern = root(factors.module), settings.fields.counts("rank_pattern")
+    pattern = settings.fields.counts("rank_pattern")
     rank = by_module([name], pattern, settings.rank, settings.fields.where)[name]
     if a.shape[0] % rank:
         raise factors.refuse(f"lora_A has {a.shape[0]} rows", f"a multiple of its rank {rank}")
