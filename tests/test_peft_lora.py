@@ -1,0 +1,76 @@
+"""LoRA and its relatives against PEFT's own merge."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import check_merge
+from peft import LoraConfig
+from peft_cases import Make, Plain, bert, gpt2, llama, write
+
+CASES: dict[str, tuple[Make, dict[str, Any]]] = {
+    "linear": (llama, {"target_modules": ["q_proj", "k_proj", "down_proj"]}),
+    "linear dora": (llama, {"target_modules": ["q_proj", "v_proj", "up_proj"], "use_dora": True}),
+    "linear rslora": (llama, {"target_modules": ["q_proj", "o_proj"], "use_rslora": True}),
+    "linear lora_bias": (llama, {"target_modules": ["q_proj", "up_proj"], "lora_bias": True}),
+    "linear bias all": (llama, {"target_modules": ["q_proj", "up_proj"], "bias": "all"}),
+    "linear bias lora_only": (llama, {"target_modules": ["q_proj"], "bias": "lora_only"}),
+    "linear dora bias all": (
+        llama,
+        {"target_modules": ["q_proj", "up_proj"], "bias": "all", "use_dora": True},
+    ),
+    "linear dora patterns": (
+        llama,
+        {
+            "target_modules": ["q_proj", "v_proj", "gate_proj"],
+            "rank_pattern": {"v_proj": 3, "layers.1.self_attn.q_proj": 5},
+            "alpha_pattern": {r"layers\.[02]\.mlp\.gate_proj": 7, "v_proj": 1},
+            "use_dora": True,
+        },
+    ),
+    "conv1D": (gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
+    "conv1D flag wrong": (gpt2, {"target_modules": ["c_attn", "c_proj", "lm_head"]}),
+    "conv1D dora": (
+        gpt2,
+        {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True, "use_dora": True},
+    ),
+    "conv1D and head dora": (gpt2, {"target_modules": ["c_attn", "lm_head"], "use_dora": True}),
+    "conv1D lora_bias": (gpt2, {"target_modules": ["c_attn", "c_fc"], "lora_bias": True}),
+    "bert dora": (bert, {"target_modules": ["query", "value", "dense"], "use_dora": True}),
+    "bert new head": (
+        bert,
+        {"target_modules": ["query", "key"], "modules_to_save": ["classifier"]},
+    ),
+    "embedding": (llama, {"target_modules": ["embed_tokens", "q_proj"]}),
+    "embedding dora": (llama, {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True}),
+    "embedding plain dora": (Plain, {"target_modules": ["embed_tokens"], "use_dora": True}),
+    "embedding of gpt2": (gpt2, {"target_modules": ["wte", "wpe", "c_attn"]}),
+    "conv1d": (Plain, {"target_modules": ["conv1"]}),
+    "conv1d dora": (Plain, {"target_modules": ["conv1"], "use_dora": True}),
+    "conv2d": (Plain, {"target_modules": ["conv2", "pointwise", "fc"]}),
+    "conv2d dora": (Plain, {"target_modules": ["conv2", "pointwise"], "use_dora": True}),
+    "conv2d lora_bias": (Plain, {"target_modules": ["conv2"], "lora_bias": True}),
+    "conv3d": (Plain, {"target_modules": ["conv3"]}),
+    "conv3d dora": (Plain, {"target_modules": ["conv3"], "use_dora": True}),
+    "attention": (Plain, {"target_modules": ["attn", "fc"]}),
+    "head replaced": (llama, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "embedding replaced": (
+        llama,
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head", "norm"]},
+    ),
+    "tokens": (llama, {"target_modules": ["q_proj"], "trainable_token_indices": [3, 90, 17]}),
+    "tokens by module": (
+        gpt2,
+        {"target_modules": ["c_attn"], "trainable_token_indices": {"wte": [5, 1], "wpe": [7]}},
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("case", CASES)
+def test_lora_is_what_peft_merges(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    make, config = CASES[case]
+    write(tmp_path, make, LoraConfig(r=4, lora_alpha=9, **config), dtype)
+    found = check_merge(tmp_path)
+    assert found.method == ("dora" if config.get("use_dora") else "lora")
