@@ -66,6 +66,7 @@ class Plain(nn.Module):
         self.wide = nn.Linear(18, 6)
         self.conv1 = nn.Conv1d(6, 10, 3)
         self.conv2 = nn.Conv2d(4, 10, (3, 2))
+        self.square = nn.Conv2d(4, 10, 3)
         self.pointwise = nn.Conv2d(4, 10, 1)
         self.conv3 = nn.Conv3d(3, 10, (2, 1, 3))
         self.attn = nn.MultiheadAttention(12, 2)

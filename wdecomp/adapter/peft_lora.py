@@ -115,7 +115,7 @@ def lora_updates(settings: LoraSettings, modules: Mapping[str, Factors]) -> dict
         parameter, scaling = _parameter(module, attention, scalings[module])
         low_rank = LowRank(a, b, scaling)
         update: Update = low_rank
-        if settings.principal:
+        if settings.principal and "lora_A" in factors:  # of embeddings PEFT takes nothing
             update = FromPrincipal(low_rank, settings.principal)
         updates[parameter] = ModuleUpdate(update, _magnitude(settings, factors, low_rank))
         if _has_bias(settings, factors):

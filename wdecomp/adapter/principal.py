@@ -3,7 +3,9 @@
 W' = W − P + s·BA, so ΔW = s·BA − P, with P of rank r:
 
     PiSSA    P = U_r·S_r·V_rᵀ, the r largest singular values    arXiv:2404.02948, Eqs. (2)–(4)
-    OLoRA    P = Q_r·Q_rᵀ·W, Q_r of the QR of W's first inputs  arXiv:2406.01775
+    OLoRA    P = s·Q_r·Q_rᵀ·W, Q_r of the QR of W               arXiv:2406.01775; s as in PEFT
+
+PEFT takes OLoRA's QR of a weight as it is stored, so of a Conv1D it is (input, output).
 
 P follows from the base alone. Only where an adapter was saved without conversion does it matter.
 """
@@ -57,18 +59,23 @@ class FromPrincipal:
         """[s·B, −U]·[A; UᵀW]: both parts in one product, of rank 2r."""
         trained = self.trained.load(weight)
         w = widen(read_matrix(weight)).astype(np.float64)
-        basis = _basis(w, self.rank, self.kind)
-        taken = basis.T @ w
+        if self.kind == "pissa":
+            left = _singular(w, self.rank)
+            right = left.T @ w
+        elif weight.input_first:
+            right = np.linalg.qr(w.T[:, : self.rank])[0].T
+            left = self.scaling * w @ right.T
+        else:
+            left = np.linalg.qr(w[:, : self.rank])[0]
+            right = self.scaling * left.T @ w
         return Product(
-            np.hstack([trained.left, -basis.astype(np.float32)]),
-            np.vstack([trained.right, taken.astype(np.float32)]),
+            np.hstack([trained.left, -left.astype(np.float32)]),
+            np.vstack([trained.right, right.astype(np.float32)]),
         )
 
 
-def _basis(w: Floats, rank: int, kind: Kind) -> Floats:
-    """Orthonormal columns (out, r) whose projection of W is P."""
-    if kind == "olora":
-        return np.asarray(np.linalg.qr(w[:, :rank])[0])
+def _singular(w: Floats, rank: int) -> Floats:
+    """The left singular vectors of the largest singular values, (out, r)."""
     outputs, inputs = w.shape
     if outputs <= inputs:
         return _leading(w @ w.T, rank)
