@@ -9,6 +9,8 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
@@ -54,6 +56,36 @@ def bert() -> PreTrainedModel:
             max_position_embeddings=20,
         )
     )
+
+
+def experts(family: str, width: int = 24) -> PreTrainedModel:
+    """Three experts, hidden size 32; `width` of each expert."""
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 64,
+        "head_dim": 8,
+    }
+    of_family = {
+        "mixtral": {"intermediate_size": width, "num_local_experts": 3},
+        "qwen3_moe": {
+            "intermediate_size": 40,
+            "moe_intermediate_size": width,
+            "num_experts": 3,
+            "num_experts_per_tok": 2,
+        },
+        "gpt_oss": {"intermediate_size": width, "num_local_experts": 3},
+        "llama4_text": {
+            "intermediate_size": width,
+            "intermediate_size_mlp": 40,
+            "num_local_experts": 3,
+            "moe_layers": [0, 1],
+        },
+    }
+    config = AutoConfig.for_model(family, **sizes, **of_family[family])
+    return AutoModelForCausalLM.from_config(config)
 
 
 class Plain(nn.Module):
