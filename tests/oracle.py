@@ -4,18 +4,20 @@ A folder holds base/, adapter/ and merged/: the base reloaded in float32, merged
 saved in float32. Errors are measured in units of a column's length, because both sides round W'.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal, assert_array_less
 
-import wdecomp
 from wdecomp.adapter import Adapted, ChangeReader
 from wdecomp.checkpoint import Matrix, MatrixReader, open_checkpoint, read_matrix
+from wdecomp.comparison import plan_comparison
+from wdecomp.decomposition import AXES
 from wdecomp.dtypes import Floats, widen
 from wdecomp.pairing import Pair, Pairing, pair
+from wdecomp.scan.unit import Options, scan_unit
+from wdecomp.table import ColumnGroup
 
 BLOCKS = (100, 300, 1 << 20)
 # A few units in the last place of float32, in which the library merges and saves.
@@ -106,26 +108,25 @@ def _check_nothing_skipped(found: Pairing, theirs: Pairing) -> None:
 
 
 def _check_tables(folder: Path, adapter: str, names: set[str], error: float) -> None:
-    """ΔM and ΔD of every column, along both axes."""
-    paths = [folder / "base", f"adapter={folder / adapter}", f"merged={folder / 'merged'}"]
-    results = wdecomp.compare(*paths, columns="both")
-    of = {run: set(rows["parameter"]) for run, rows in results.modules.groupby("run")}
-    moved = [of.get(run, set()) for run in ("adapter", "merged")]
-    assert moved[0] == moved[1] <= names
-    for name, axis in _columns(results.modules):
-        mine, copy = (results.columns(run, None, [name], axis) for run in ("adapter", "merged"))
-        assert_array_equal(mine["column"], copy["column"])
-        m0 = copy["magnitude_base"].to_numpy()
-        m = m0 + copy["delta_magnitude"].to_numpy()
-        gap = np.abs(mine["delta_magnitude"] - copy["delta_magnitude"])
-        assert_array_less(gap, error * (m0 + m) + 1e-30, err_msg=f"ΔM of {name}, {axis}")
-        # 1 − cos = 2·sin²(θ/2): a column that is off by `error` of its length turns by as much.
-        angle = np.sqrt(2 * copy["delta_direction"])
-        gap = np.abs(mine["delta_direction"] - copy["delta_direction"])
-        worst = 2 * error * angle * np.maximum(m0 / m, 1) + 4 * error**2
-        assert_array_less(gap, worst + 1e-30, err_msg=f"ΔD of {name}, {axis}")
+    """ΔM and ΔD of every column, along both axes, as `compare` writes them into its tables."""
+    plan = plan_comparison(folder / "base", f"mine={folder / adapter}", f"copy={folder / 'merged'}")
+    parts = [scan_unit(plan, unit, Options(AXES, AXES), lambda _: None) for unit in plan.units]
+    groups = {(g.run, g.parameter, g.axis): g for part in parts for g in part.columns}
+    moved = {run: {key[1:] for key in groups if key[0] == run} for run in ("mine", "copy")}
+    assert moved["mine"] == moved["copy"]
+    assert {name for name, _ in moved["mine"]} <= names
+    for key in moved["mine"]:
+        _check_columns(groups["mine", *key], groups["copy", *key], error)
 
 
-def _columns(modules: object) -> Iterator[tuple[str, str]]:
-    rows = modules[modules["run"] == "adapter"]  # type: ignore[index]
-    return zip(rows["parameter"], rows["axis"], strict=True)
+def _check_columns(mine: ColumnGroup, copy: ColumnGroup, error: float) -> None:
+    which = f"{mine.parameter}, {mine.axis}"
+    assert_array_equal(mine.column, copy.column, err_msg=which)
+    m0, m = copy.magnitude_base, copy.magnitude_base + copy.delta_magnitude
+    gap = np.abs(mine.delta_magnitude - copy.delta_magnitude)
+    assert_array_less(gap, error * (m0 + m) + 1e-30, err_msg=f"ΔM of {which}")
+    # 1 − cos = 2·sin²(θ/2): a column that is off by `error` of its length turns by as much.
+    angle = np.sqrt(2 * copy.delta_direction)
+    gap = np.abs(mine.delta_direction - copy.delta_direction)
+    worst = 2 * error * angle * np.maximum(m0 / m, 1) + 4 * error**2
+    assert_array_less(gap, worst + 1e-30, err_msg=f"ΔD of {which}")
