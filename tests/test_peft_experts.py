@@ -42,13 +42,15 @@ def test_experts_are_what_peft_merges(
     assert len(found.matrices) == 2 * (1 + per_layer)
 
 
+# PEFT looks for them among modules, and applies them to parameters all the same.
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning")
 def test_experts_beside_patterns(tmp_path: Path) -> None:
     config = _config(
         "gpt_oss",
         "both",
         use_rslora=True,
-        rank_pattern={"layers.1.mlp.experts": 3, "q_proj": 5},
-        alpha_pattern={"layers.0.mlp.experts": 11},
+        rank_pattern={"layers.1.mlp.experts.gate_up_proj": 3, "q_proj": 5},
+        alpha_pattern={"mlp.experts.down_proj": 11},
     )
     write(tmp_path, partial(experts, "gpt_oss"), config, torch.bfloat16)
     check_merge(tmp_path)

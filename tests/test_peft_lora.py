@@ -54,6 +54,10 @@ CASES: dict[str, tuple[Make, dict[str, Any]]] = {
     "conv3d": (Plain, {"target_modules": ["conv3"]}),
     "conv3d dora": (Plain, {"target_modules": ["conv3"], "use_dora": True}),
     "attention": (Plain, {"target_modules": ["attn", "fc"]}),
+    "attention patterns": (
+        Plain,
+        {"target_modules": ["attn"], "rank_pattern": {"attn": 3}, "alpha_pattern": {"attn": 5}},
+    ),
     "head replaced": (llama, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
     "embedding replaced": (
         llama,

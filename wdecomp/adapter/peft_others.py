@@ -12,7 +12,7 @@ from wdecomp.adapter.products import Factored, Hadamard, Kronecker
 from wdecomp.adapter.rotations import Boft, Hra, Oft
 from wdecomp.adapter.scalings import Scaling
 from wdecomp.adapter.updates import Magnitude
-from wdecomp.errors import AdapterError
+from wdecomp.errors import AdapterError, some
 
 Modules = Mapping[str, Factors]
 Updates = dict[str, ModuleUpdate]
@@ -52,6 +52,12 @@ def vera(fields: Fields, modules: Modules) -> Updates:
         outputs = update.lambda_b.shape[0]
         magnitude = Magnitude(factors.vector(part, outputs, "outputs")) if part in factors else None
         updates[f"{module}.weight"] = ModuleUpdate(update, magnitude)
+    without = [name for name, each in updates.items() if each.magnitude is None]
+    if 0 < len(without) < len(updates):
+        raise AdapterError(
+            f"{fields.where}: vera_magnitude_vector is missing for {len(without)} of "
+            f"{len(updates)} modules ({some(without)}). It was saved incompletely."
+        )
     return updates
 
 
