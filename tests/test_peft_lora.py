@@ -1,5 +1,6 @@
 """LoRA and its relatives against PEFT's own merge."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 from oracle import check_merge
 from peft import LoraConfig
+from peft.tuners.lora.config import VeloraConfig
 from peft_cases import Make, Plain, bert, gpt2, llama, write
 
+tied = partial(llama, tie_word_embeddings=True)
 CASES: dict[str, tuple[Make, dict[str, Any]]] = {
     "linear": (llama, {"target_modules": ["q_proj", "k_proj", "down_proj"]}),
     "linear dora": (llama, {"target_modules": ["q_proj", "v_proj", "up_proj"], "use_dora": True}),
@@ -62,6 +65,26 @@ CASES: dict[str, tuple[Make, dict[str, Any]]] = {
     "embedding replaced": (
         llama,
         {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head", "norm"]},
+    ),
+    "linear lora_bias and bias all": (
+        llama,
+        {"target_modules": ["q_proj", "up_proj"], "bias": "all", "lora_bias": True},
+    ),
+    "linear velora": (
+        llama,
+        {"target_modules": ["q_proj", "up_proj"], "velora_config": VeloraConfig(num_groups=4)},
+    ),
+    "linear orthogonal": (
+        llama,
+        {"target_modules": ["q_proj", "up_proj"], "init_lora_weights": "orthogonal"},
+    ),
+    "linear mica": (llama, {"target_modules": ["q_proj"], "init_lora_weights": "mica"}),
+    "tied embedding": (tied, {"target_modules": ["embed_tokens", "q_proj"]}),
+    "tied head": (tied, {"target_modules": ["lm_head", "q_proj"]}),
+    "tied tokens": (tied, {"target_modules": ["q_proj"], "trainable_token_indices": [3, 90]}),
+    "tied embedding replaced": (
+        tied,
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
     ),
     "tokens": (llama, {"target_modules": ["q_proj"], "trainable_token_indices": [3, 90, 17]}),
     "tokens by module": (

@@ -76,6 +76,8 @@ def test_an_unconverted_adapter_is_none_of_its_base(init: str, tmp_path: Path) -
     _assert_far(tmp_path, f"{Q}.weight", naive)
 
 
+# PEFT looks for AdaLoRA's masks among LoRA's patterns, and applies them all the same.
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning")
 def test_adalora_is_scaled_by_its_first_rank(tmp_path: Path) -> None:
     config = peft.AdaLoraConfig(
         target_modules=["q_proj"], init_r=6, target_r=4, lora_alpha=9, total_step=10

@@ -54,7 +54,7 @@ def read_peft(tensors: Mapping[str, PlainTensor], config: Mapping[str, Any], whe
     """
     fields = Fields(config, f"{where}: adapter_config.json")
     kind = _kind(fields)
-    keys = sort_keys(tensors, where)
+    keys = sort_keys(tensors, kind, where)
     modules = {
         module: Factors(module, parts, where) for module, parts in sorted(keys.modules.items())
     }

@@ -114,6 +114,8 @@ def lora_updates(settings: LoraSettings, modules: Mapping[str, Factors]) -> dict
             bias = factors.vector("lora_B.bias", b.shape[0], "outputs")
             updates[parameter.removesuffix("weight") + "bias"] = ModuleUpdate(Added(bias, scaling))
     _check_magnitudes(settings, updates)
+    _check_biases(settings, [m for m, f in modules.items() if "lora_A" in f and m not in stacks],
+                  updates)  # fmt: skip
     return updates
 
 
@@ -182,6 +184,18 @@ def _check_magnitudes(settings: LoraSettings, updates: Mapping[str, ModuleUpdate
         raise AdapterError(
             f"{settings.fields.where}: use_dora is true, but lora_magnitude_vector is missing for "
             f"{len(without)} of {len(updates)} modules ({some(without)}). "
+            "It was saved incompletely."
+        )
+
+
+def _check_biases(
+    settings: LoraSettings, modules: list[str], updates: Mapping[str, ModuleUpdate]
+) -> None:
+    without = [m for m in modules if f"{m}.bias" not in updates] if settings.lora_bias else []
+    if without:
+        raise AdapterError(
+            f"{settings.fields.where}: lora_bias is true, but lora_B.bias is missing for "
+            f"{len(without)} of {len(modules)} modules ({some(without)}). "
             "It was saved incompletely."
         )
 
