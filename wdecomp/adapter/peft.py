@@ -1,6 +1,7 @@
 """The PEFT dialect: an adapter folder, or a whole PeftModel's tensors, with adapter_config.json."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from wdecomp.adapter import peft_others
@@ -9,7 +10,7 @@ from wdecomp.adapter.config import Fields
 from wdecomp.adapter.factors import Factors
 from wdecomp.adapter.peft_keys import PeftKeys, sort_keys
 from wdecomp.adapter.peft_lora import lora_settings, lora_updates
-from wdecomp.adapter.scalings import Tokens
+from wdecomp.adapter.scalings import Added, Tokens
 from wdecomp.checkpoint import PlainTensor
 from wdecomp.errors import AdapterError
 
@@ -59,7 +60,7 @@ def read_peft(tensors: Mapping[str, PlainTensor], config: Mapping[str, Any], whe
         module: Factors(module, parts, where) for module, parts in sorted(keys.modules.items())
     }
     method, updates = _updates(kind, fields, modules, keys)
-    updates |= _tokens(fields, keys)
+    updates = _on_replaced(updates, keys) | _tokens(fields, keys)
     if not updates and kind not in REPLACING:
         raise AdapterError(_none_found(kind, keys, where))
     base = config.get("base_model_name_or_path")
@@ -100,6 +101,24 @@ def _updates(
     updates = READERS[kind](fields, modules)
     dora = any(each.magnitude for each in updates.values())
     return ("dvora" if kind == "VERA" and dora else kind.lower()), updates
+
+
+def _on_replaced(
+    updates: Mapping[str, ModuleUpdate], keys: PeftKeys
+) -> dict[str, ModuleUpdate]:
+    """Biases that were trained themselves and have a change on top: each is one update."""
+    found = {}
+    for name, each in updates.items():
+        instead = keys.replaced.pop(name, None)
+        if instead is not None and isinstance(each.update, Added):
+            each = ModuleUpdate(replace(each.update, instead=instead))
+        elif instead is not None:
+            raise AdapterError(
+                f"{instead.file}: {instead.name} and {each.tensors[0].name} change one parameter, "
+                "expected one of them."
+            )
+        found[name] = each
+    return found
 
 
 def _tokens(fields: Fields, keys: PeftKeys) -> dict[str, ModuleUpdate]:

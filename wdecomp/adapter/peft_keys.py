@@ -20,7 +20,7 @@ TOKENS = "trainable_tokens_delta"
 # The parts that PEFT's layers have, as of 0.21, each of which begins what follows the module.
 PARTS_OF: Mapping[str, tuple[str, ...]] = {
     "LORA": ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
-    "ADALORA": ("lora_A", "lora_B", "lora_E", "ranknum"),
+    "ADALORA": ("lora_A", "lora_B", "lora_E"),
     "VERA": ("vera_A", "vera_B", "vera_lambda_b", "vera_lambda_d", "vera_magnitude_vector"),
     "LOHA": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     "LOKR": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
@@ -32,6 +32,8 @@ PARTS_OF: Mapping[str, tuple[str, ...]] = {
     "LN_TUNING": ("ln_tuning_layers",),
 }
 PARTS = frozenset(part for parts in PARTS_OF.values() for part in parts)
+# What training needs and the merge does not (VeLoRA, MonteCLoRA, AdaLoRA).
+OF_TRAINING = ("lora_velora_embed", "lora_velora_initialized", "lora_monteclora_sampler", "ranknum")
 PART_LIKE = re.compile(r"(?:lora|vera|hada|lokr|oft|boft|ia3|hra|delora)_\w+")
 
 
@@ -61,6 +63,9 @@ def sort_keys(tensors: Mapping[str, PlainTensor], kind: str, where: str) -> Peft
     keys, adapters = PeftKeys(), set()
     for key, tensor in tensors.items():
         path = unprefixed(key).split(".")
+        if any(word in OF_TRAINING for word in path):
+            keys.left_out.append((key, "of the training, not of the weights"))
+            continue
         at = next((i for i, word in enumerate(path) if word in PARTS), None)
         if at is None:
             _not_a_part(keys, path, tensor, where)
