@@ -9,7 +9,7 @@ import torch
 from numpy.testing import assert_allclose
 from oracle import check_merge, pairings, tuned_weight
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora.config import VeloraConfig
+from peft.tuners.lora.config import MontecloraConfig, VeloraConfig
 from peft_cases import Make, Plain, bert, gpt2, llama, move, save_model, write
 
 tied = partial(llama, tie_word_embeddings=True)
@@ -74,6 +74,10 @@ CASES: dict[str, tuple[Make, dict[str, Any]]] = {
     "linear velora": (
         llama,
         {"target_modules": ["q_proj", "up_proj"], "velora_config": VeloraConfig(num_groups=4)},
+    ),
+    "linear monteclora": (
+        llama,
+        {"target_modules": ["q_proj"], "monteclora_config": MontecloraConfig()},
     ),
     "linear orthogonal": (
         llama,
