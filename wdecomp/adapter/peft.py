@@ -11,13 +11,15 @@ from wdecomp.adapter.factors import Factors
 from wdecomp.adapter.peft_keys import PeftKeys, sort_keys
 from wdecomp.adapter.peft_lora import lora_settings, lora_updates
 from wdecomp.adapter.scalings import Added, Tokens
+from wdecomp.adapter.through_peft import merged_by_peft
 from wdecomp.checkpoint import PlainTensor
 from wdecomp.errors import AdapterError
 
 Reader = Callable[[Fields, Mapping[str, Factors]], dict[str, ModuleUpdate]]
 
-READERS: Mapping[str, Reader] = {
+READERS: dict[str, Reader] = {
     "ADALORA": peft_others.adalora,
+    "BEFT": peft_others.beft,
     "BOFT": peft_others.boft,
     "DELORA": peft_others.delora,
     "HRA": peft_others.hra,
@@ -27,22 +29,27 @@ READERS: Mapping[str, Reader] = {
     "OFT": peft_others.oft,
     "VERA": peft_others.vera,
 }
+THROUGH_PEFT: dict[str, Reader] = dict.fromkeys(
+    ("C3A", "DEFT", "FOURIERFT", "GRALORA", "HIRA", "MISS", "PEANUT", "ROAD", "SHIRA")
+    + ("SUPERTUNING", "WAVEFT"),
+    merged_by_peft,
+)
 REPLACING = ("LN_TUNING", "TRAINABLE_TOKENS")
-SUPPORTED = ("LORA", *READERS, *REPLACING)
+SUPPORTED = ("LORA", *READERS, *THROUGH_PEFT, *REPLACING)
 
 _PROMPT = "changes no weight: it adds trained vectors to the input or to keys and values"
 _ACTIVATIONS = "acts on activations between the layers, so it changes no weight"
-_INPUTS = "weighs adapters by the input, so it has no static weight"
+_INPUTS = "weighs its parts by the input, so it has no static weight"
+_TASKS = "mixes its parts by the task of an input, so it has no one static weight"
 _MERGE = "has a merge formula that wdecomp does not have; merge it with PEFT and compare the result"
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING"), _PROMPT),
     **dict.fromkeys(("PREFIX_TUNING", "CPT", "ADAPTION_PROMPT", "CARTRIDGE"), _PROMPT),
-    **dict.fromkeys(("XLORA", "POLY"), _INPUTS),
-    **dict.fromkeys(("SHADOW",), _ACTIVATIONS),
-    **dict.fromkeys(("ADAMSS", "BEFT", "C3A", "DEFT", "FOURIERFT", "FROD", "GLORA"), _MERGE),
-    **dict.fromkeys(("GRALORA", "HIRA", "LILY", "MISS", "OSF", "PEANUT", "PSOFT"), _MERGE),
-    **dict.fromkeys(("PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING"), _MERGE),
-    **dict.fromkeys(("TINYLORA", "UNILORA", "VBLORA", "WAVEFT"), _MERGE),
+    **dict.fromkeys(("XLORA", "LILY"), _INPUTS),
+    "POLY": _TASKS,
+    "SHADOW": _ACTIVATIONS,
+    **dict.fromkeys(("ADAMSS", "FROD", "GLORA", "OSF", "PSOFT", "PVERA", "RANDLORA"), _MERGE),
+    **dict.fromkeys(("TINYLORA", "UNILORA", "VBLORA"), _MERGE),
 }
 
 
@@ -98,7 +105,7 @@ def _updates(
                 leaf = "bias" if part.endswith(".bias") else "weight"
                 keys.replaced[f"{module}.{leaf}"] = tensor
         return kind.lower(), {}
-    updates = READERS[kind](fields, modules)
+    updates = (READERS | THROUGH_PEFT)[kind](fields, modules)
     dora = any(each.magnitude for each in updates.values())
     return ("dvora" if kind == "VERA" and dora else kind.lower()), updates
 

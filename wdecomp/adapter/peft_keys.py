@@ -30,11 +30,27 @@ PARTS_OF: Mapping[str, tuple[str, ...]] = {
     "HRA": ("hra_u",),
     "DELORA": ("delora_A", "delora_B", "delora_lambda", "delora_w_norm"),
     "LN_TUNING": ("ln_tuning_layers",),
+    "BEFT": ("beft_bias",),
+    # Through PEFT's own code:
+    "C3A": ("c3a_kernel",),
+    "DEFT": ("deft_P", "deft_R"),
+    "FOURIERFT": ("fourierft_spectrum",),
+    "GRALORA": ("gralora_A", "gralora_B", "gralora_A_general", "gralora_B_general"),
+    "HIRA": ("hira_A", "hira_B"),
+    "MISS": ("miss_block",),
+    "PEANUT": ("peanut_A", "peanut_B"),
+    "ROAD": ("road_theta", "road_alpha"),
+    "SHIRA": ("shira_weight", "shira_indices"),
+    "SUPERTUNING": (
+        *("supertuning_values", "supertuning_indices"),
+        *("supertuning_lora_A", "supertuning_lora_B"),
+    ),
+    "WAVEFT": ("waveft_spectrum",),
 }
 PARTS = frozenset(part for parts in PARTS_OF.values() for part in parts)
 # What training needs and the merge does not (VeLoRA, MonteCLoRA, AdaLoRA).
 OF_TRAINING = ("lora_velora_embed", "lora_velora_initialized", "lora_monteclora_sampler", "ranknum")
-PART_LIKE = re.compile(r"(?:lora|vera|hada|lokr|oft|boft|ia3|hra|delora)_\w+")
+PART_LIKE = re.compile(rf"(?:{'|'.join(sorted({p.split('_')[0] for p in PARTS} - {'ln'}))})_\w+")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from wdecomp.adapter.factors import Factors
 from wdecomp.adapter.low_rank import AdaLora, DeLora, Vera
 from wdecomp.adapter.products import Factored, Hadamard, Kronecker
 from wdecomp.adapter.rotations import Boft, Hra, Oft
-from wdecomp.adapter.scalings import Scaling
+from wdecomp.adapter.scalings import Added, Scaling
 from wdecomp.adapter.updates import Magnitude
 from wdecomp.errors import AdapterError, some
 
@@ -158,6 +158,14 @@ def delora(fields: Fields, modules: Modules) -> Updates:
         return DeLora(a, b, strength, norms)
 
     return _weights(modules, update)
+
+
+def beft(fields: Fields, modules: Modules) -> Updates:
+    """BEFT: biases alone."""
+    return {
+        f"{module}.bias": ModuleUpdate(Added(factors.get("beft_bias")))
+        for module, factors in modules.items()
+    }
 
 
 def _weights(modules: Modules, update: Callable[[Factors], Update]) -> Updates:
