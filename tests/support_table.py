@@ -18,12 +18,14 @@ import test_layouts
 import test_lycoris
 import test_peft_lora
 import test_peft_others
+import test_peft_variants
 import test_quantized
 import test_renames
+import test_through_peft
 from peft import PeftType
 
 from wdecomp.adapter.kohya_parts import REFUSED as KOHYA_REFUSED
-from wdecomp.adapter.peft import REFUSED, REPLACING, SUPPORTED
+from wdecomp.adapter.peft import REFUSED, REPLACING, SUPPORTED, THROUGH_PEFT
 from wdecomp.adapter.peft_lora import BASE_CHANGED, OTHER_MEANINGS
 from wdecomp.checkpoint.quantized.gather import FOREIGN, READ
 
@@ -65,6 +67,8 @@ def _peft() -> Iterator[str]:
     for case, (_, kind, _) in test_peft_others.CASES.items():
         cases[kind.removesuffix("Config").upper()].append(case)
     cases["LORA"] = ["see the next section"]
+    for case in test_through_peft.CASES:
+        cases[case.split()[0].upper()].append(case)
     spelled = {"TRAINABLE_TOKENS": "TRAINABLETOKENS", "LN_TUNING": "LNTUNING"}
     yield "## PEFT: every tuner type"
     yield ""
@@ -73,6 +77,7 @@ def _peft() -> Iterator[str]:
     for kind in sorted(kind.value for kind in PeftType):
         if kind in SUPPORTED:
             how = "replaces" if kind in REPLACING else "read"
+            how = "through peft, if it is installed" if kind in THROUGH_PEFT else how
             yield f"| {kind} | {how} | {', '.join(cases[spelled.get(kind, kind)])} |"
         else:
             yield f"| {kind} | refused | {REFUSED[kind]} |"
@@ -81,7 +86,7 @@ def _peft() -> Iterator[str]:
 def _lora() -> Iterator[str]:
     yield "## PEFT: LoRA and DoRA"
     yield ""
-    yield from _list(test_peft_lora.CASES)
+    yield from _list([*test_peft_lora.CASES, *test_peft_variants.CASES])
     yield ""
     yield "Refused, by a field of adapter_config.json:"
     yield ""

@@ -1,6 +1,7 @@
 """The PEFT dialect: an adapter folder, or a whole PeftModel's tensors, with adapter_config.json."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from wdecomp.adapter import peft_others
@@ -9,14 +10,16 @@ from wdecomp.adapter.config import Fields
 from wdecomp.adapter.factors import Factors
 from wdecomp.adapter.peft_keys import PeftKeys, sort_keys
 from wdecomp.adapter.peft_lora import lora_settings, lora_updates
-from wdecomp.adapter.scalings import Tokens
+from wdecomp.adapter.scalings import Added, Tokens
+from wdecomp.adapter.through_peft import merged_by_peft
 from wdecomp.checkpoint import PlainTensor
 from wdecomp.errors import AdapterError
 
 Reader = Callable[[Fields, Mapping[str, Factors]], dict[str, ModuleUpdate]]
 
-READERS: Mapping[str, Reader] = {
+READERS: dict[str, Reader] = {
     "ADALORA": peft_others.adalora,
+    "BEFT": peft_others.beft,
     "BOFT": peft_others.boft,
     "DELORA": peft_others.delora,
     "HRA": peft_others.hra,
@@ -26,22 +29,24 @@ READERS: Mapping[str, Reader] = {
     "OFT": peft_others.oft,
     "VERA": peft_others.vera,
 }
+_ALONE = ("C3A", "DEFT", "FOURIERFT", "GRALORA", "HIRA", "MISS", "PEANUT", "ROAD", "SHIRA")
+THROUGH_PEFT: dict[str, Reader] = dict.fromkeys((*_ALONE, "SUPERTUNING", "WAVEFT"), merged_by_peft)
 REPLACING = ("LN_TUNING", "TRAINABLE_TOKENS")
-SUPPORTED = ("LORA", *READERS, *REPLACING)
+SUPPORTED = ("LORA", *READERS, *THROUGH_PEFT, *REPLACING)
 
 _PROMPT = "changes no weight: it adds trained vectors to the input or to keys and values"
 _ACTIVATIONS = "acts on activations between the layers, so it changes no weight"
-_INPUTS = "weighs adapters by the input, so it has no static weight"
+_INPUTS = "weighs its parts by the input, so it has no static weight"
+_TASKS = "mixes its parts by the task of an input, so it has no one static weight"
 _MERGE = "has a merge formula that wdecomp does not have; merge it with PEFT and compare the result"
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING"), _PROMPT),
     **dict.fromkeys(("PREFIX_TUNING", "CPT", "ADAPTION_PROMPT", "CARTRIDGE"), _PROMPT),
-    **dict.fromkeys(("XLORA", "POLY", "LILY"), _INPUTS),
-    **dict.fromkeys(("SHADOW",), _ACTIVATIONS),
-    **dict.fromkeys(("ADAMSS", "BEFT", "C3A", "DEFT", "FOURIERFT", "FROD", "GLORA"), _MERGE),
-    **dict.fromkeys(("GRALORA", "HIRA", "MISS", "OSF", "PEANUT", "PSOFT"), _MERGE),
-    **dict.fromkeys(("PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING"), _MERGE),
-    **dict.fromkeys(("TINYLORA", "UNILORA", "VBLORA", "WAVEFT"), _MERGE),
+    **dict.fromkeys(("XLORA", "LILY"), _INPUTS),
+    "POLY": _TASKS,
+    "SHADOW": _ACTIVATIONS,
+    **dict.fromkeys(("ADAMSS", "FROD", "GLORA", "OSF", "PSOFT", "PVERA", "RANDLORA"), _MERGE),
+    **dict.fromkeys(("TINYLORA", "UNILORA", "VBLORA"), _MERGE),
 }
 
 
@@ -54,12 +59,12 @@ def read_peft(tensors: Mapping[str, PlainTensor], config: Mapping[str, Any], whe
     """
     fields = Fields(config, f"{where}: adapter_config.json")
     kind = _kind(fields)
-    keys = sort_keys(tensors, where)
+    keys = sort_keys(tensors, kind, where)
     modules = {
         module: Factors(module, parts, where) for module, parts in sorted(keys.modules.items())
     }
     method, updates = _updates(kind, fields, modules, keys)
-    updates |= _tokens(fields, keys)
+    updates = _on_replaced(updates, keys) | _tokens(fields, keys)
     if not updates and kind not in REPLACING:
         raise AdapterError(_none_found(kind, keys, where))
     base = config.get("base_model_name_or_path")
@@ -97,9 +102,25 @@ def _updates(
                 leaf = "bias" if part.endswith(".bias") else "weight"
                 keys.replaced[f"{module}.{leaf}"] = tensor
         return kind.lower(), {}
-    updates = READERS[kind](fields, modules)
+    updates = (READERS | THROUGH_PEFT)[kind](fields, modules)
     dora = any(each.magnitude for each in updates.values())
     return ("dvora" if kind == "VERA" and dora else kind.lower()), updates
+
+
+def _on_replaced(updates: Mapping[str, ModuleUpdate], keys: PeftKeys) -> dict[str, ModuleUpdate]:
+    """Biases that were trained themselves and have a change on top: each is one update."""
+    found = {}
+    for name, each in updates.items():
+        instead = keys.replaced.pop(name, None)
+        if instead is not None and isinstance(each.update, Added):
+            each = ModuleUpdate(replace(each.update, instead=instead))
+        elif instead is not None:
+            raise AdapterError(
+                f"{instead.file}: {instead.name} and {each.tensors[0].name} change one parameter, "
+                "expected one of them."
+            )
+        found[name] = each
+    return found
 
 
 def _tokens(fields: Fields, keys: PeftKeys) -> dict[str, ModuleUpdate]:

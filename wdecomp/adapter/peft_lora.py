@@ -25,6 +25,7 @@ OTHER_MEANINGS = {
     "use_bdlora": "has block-diagonal factors",
     "use_qalora": "acts on pooled inputs",
 }
+OUT_PROJ = ".base_layer.out_proj"
 # init_lora_weights that take something from the base which cannot be told from the base alone.
 BASE_CHANGED = {
     "pissa_niter": "a randomised decomposition",
@@ -46,25 +47,19 @@ class LoraSettings:
     principal: Kind | None
     stacked: tuple[str, ...]  # target_parameters
 
-    def scalings(self, ranks: Mapping[str, int]) -> dict[str, float]:
-        """The s of ΔW = s·BA for every module, from the ranks: alpha/r, with rsLoRA alpha/√r.
+    def ranks(self, names: Mapping[str, str]) -> dict[str, int]:
+        """The r that the config gives every module, from the names that patterns are about."""
+        patterns, where = self.fields.counts("rank_pattern"), self.fields.where
+        found = by_module(names.values(), patterns, self.rank, where)
+        return {module: found[name] for module, name in names.items()}
 
-        Raises:
-            AdapterError: the rank of the tensors is not the one that the config gives.
-        """
-        where = self.fields.where
-        expected = by_module(ranks, self.fields.counts("rank_pattern"), self.rank, where)
-        for module, rank in ranks.items():
-            if rank != expected[module]:
-                raise AdapterError(
-                    f"{where}: gives {module} rank {expected[module]}, its tensors have rank "
-                    f"{rank}. Config and weights are not of one adapter."
-                )
-        alpha = self.fields.number("lora_alpha")
-        alphas = by_module(ranks, self.fields.numbers("alpha_pattern"), alpha, where)
+    def scalings(self, names: Mapping[str, str], ranks: Mapping[str, int]) -> dict[str, float]:
+        """The s of ΔW = s·BA for every module: alpha/r, with rsLoRA alpha/√r."""
+        patterns, where = self.fields.numbers("alpha_pattern"), self.fields.where
+        alphas = by_module(names.values(), patterns, self.fields.number("lora_alpha"), where)
         return {
-            module: alphas[module] / (math.sqrt(rank) if self.use_rslora else rank)
-            for module, rank in ranks.items()
+            module: alphas[name] / (math.sqrt(ranks[module]) if self.use_rslora else ranks[module])
+            for module, name in names.items()
         }
 
 
@@ -97,20 +92,18 @@ def lora_updates(settings: LoraSettings, modules: Mapping[str, Factors]) -> dict
             each other.
     """
     stacks = stacked_parameters(settings.stacked, modules, settings.fields.where)
-    experts = {m: _experts(settings, modules[m], name) for m, name in stacks.items()}
-    # The patterns of the config are of modules, and of the parameters that are adapted in stacks.
-    names = {module: stacks.get(module, module) for module in modules}
-    scalings = settings.scalings(
-        {names[m]: _pair(f)[0].shape[0] // experts.get(m, 1) for m, f in modules.items()}
-    )
-    attention = {module for module in modules if f"{module}.base_layer.out_proj" in modules}
+    names = {module: stacks.get(module, _outer(module)) for module in modules}
+    ranks = settings.ranks(names)
+    scalings = settings.scalings(names, ranks)
+    attention = {module for module in modules if module + OUT_PROJ in modules}
     updates: dict[str, ModuleUpdate] = {}
     for module, factors in modules.items():
         a, b = _pair(factors)
         if module in stacks:
-            stack = ExpertStack(a, b, scalings[names[module]], experts[module])
-            updates[names[module]] = ModuleUpdate(stack)
+            experts = _experts(factors, ranks[module])
+            updates[stacks[module]] = ModuleUpdate(ExpertStack(a, b, scalings[module], experts))
             continue
+        _check_rank(settings, factors, ranks[module])
         parameter, scaling = _parameter(module, attention, scalings[module])
         low_rank = LowRank(a, b, scaling)
         update: Update = low_rank
@@ -123,6 +116,8 @@ def lora_updates(settings: LoraSettings, modules: Mapping[str, Factors]) -> dict
             bias = factors.vector("lora_B.bias", b.shape[0], "outputs")
             updates[parameter.removesuffix("weight") + "bias"] = ModuleUpdate(Added(bias, scaling))
     _check_magnitudes(settings, updates)
+    _check_biases(settings, [m for m, f in modules.items() if "lora_A" in f and m not in stacks],
+                  updates)  # fmt: skip
     return updates
 
 
@@ -159,10 +154,14 @@ def _parameter(module: str, attention: set[str], scaling: float) -> tuple[str, f
     """
     if module in attention:
         return f"{module}.in_proj_weight", scaling
-    inside = ".base_layer.out_proj"
-    if module.endswith(inside) and module.removesuffix(inside) in attention:
-        return module.removesuffix(inside) + ".out_proj.weight", 2 * scaling
+    if _outer(module) in attention:
+        return _outer(module) + ".out_proj.weight", 2 * scaling
     return f"{module}.weight", scaling
+
+
+def _outer(module: str) -> str:
+    """The module that was targeted: nn.MultiheadAttention, whose out_proj has the same settings."""
+    return module.removesuffix(OUT_PROJ)
 
 
 def _magnitude(settings: LoraSettings, factors: Factors, update: LowRank) -> Magnitude | None:
@@ -191,6 +190,18 @@ def _check_magnitudes(settings: LoraSettings, updates: Mapping[str, ModuleUpdate
         )
 
 
+def _check_biases(
+    settings: LoraSettings, modules: list[str], updates: Mapping[str, ModuleUpdate]
+) -> None:
+    without = [m for m in modules if f"{m}.bias" not in updates] if settings.lora_bias else []
+    if without:
+        raise AdapterError(
+            f"{settings.fields.where}: lora_bias is true, but lora_B.bias is missing for "
+            f"{len(without)} of {len(modules)} modules ({some(without)}). "
+            "It was saved incompletely."
+        )
+
+
 def _has_bias(settings: LoraSettings, factors: Factors) -> bool:
     present = "lora_B.bias" in factors
     if present and not settings.lora_bias:
@@ -202,11 +213,18 @@ def _has_bias(settings: LoraSettings, factors: Factors) -> bool:
     return present
 
 
-def _experts(settings: LoraSettings, factors: Factors, name: str) -> int:
+def _check_rank(settings: LoraSettings, factors: Factors, rank: int) -> None:
+    found = _pair(factors)[0].shape[0]
+    if found != rank:
+        raise AdapterError(
+            f"{settings.fields.where}: gives {factors.module} rank {rank}, its tensors have rank "
+            f"{found}. Config and weights are not of one adapter."
+        )
+
+
+def _experts(factors: Factors, rank: int) -> int:
     """How many experts share the rows of A."""
     a, _ = _pair(factors)
-    pattern = settings.fields.counts("rank_pattern")
-    rank = by_module([name], pattern, settings.rank, settings.fields.where)[name]
     if a.shape[0] % rank:
         raise factors.refuse(f"lora_A has {a.shape[0]} rows", f"a multiple of its rank {rank}")
     return a.shape[0] // rank

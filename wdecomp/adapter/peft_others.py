@@ -10,10 +10,10 @@ from wdecomp.adapter.factors import Factors
 from wdecomp.adapter.low_rank import AdaLora, DeLora
 from wdecomp.adapter.products import Factored, Hadamard, Kronecker
 from wdecomp.adapter.rotations import Boft, Hra, Oft
-from wdecomp.adapter.scalings import Scaling
+from wdecomp.adapter.scalings import Added, Scaling
 from wdecomp.adapter.updates import Magnitude
 from wdecomp.adapter.vera import Vera
-from wdecomp.errors import AdapterError
+from wdecomp.errors import AdapterError, some
 
 Modules = Mapping[str, Factors]
 Updates = dict[str, ModuleUpdate]
@@ -53,6 +53,12 @@ def vera(fields: Fields, modules: Modules) -> Updates:
         outputs = update.lambda_b.shape[0]
         magnitude = Magnitude(factors.vector(part, outputs, "outputs")) if part in factors else None
         updates[f"{module}.weight"] = ModuleUpdate(update, magnitude)
+    without = [name for name, each in updates.items() if each.magnitude is None]
+    if 0 < len(without) < len(updates):
+        raise AdapterError(
+            f"{fields.where}: vera_magnitude_vector is missing for {len(without)} of "
+            f"{len(updates)} modules ({some(without)}). It was saved incompletely."
+        )
     return updates
 
 
@@ -153,6 +159,14 @@ def delora(fields: Fields, modules: Modules) -> Updates:
         return DeLora(a, b, strength, norms)
 
     return _weights(modules, update)
+
+
+def beft(fields: Fields, modules: Modules) -> Updates:
+    """BEFT: biases alone."""
+    return {
+        f"{module}.bias": ModuleUpdate(Added(factors.get("beft_bias")))
+        for module, factors in modules.items()
+    }
 
 
 def _weights(modules: Modules, update: Callable[[Factors], Update]) -> Updates:

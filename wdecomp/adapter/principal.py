@@ -3,7 +3,7 @@
 W' = W − P + s·BA, so ΔW = s·BA − P, with P of rank r:
 
     PiSSA    P = U_r·S_r·V_rᵀ, the r largest singular values    arXiv:2404.02948, Eqs. (2)–(4)
-    OLoRA    P = s·Q_r·Q_rᵀ·W, Q_r of the QR of W             arXiv:2406.01775; s as in PEFT
+    OLoRA    P = s·Q_r·Q_rᵀ·W, Q_r of the QR of W               arXiv:2406.01775; s as in PEFT
 
 PEFT takes OLoRA's QR of a weight as it is stored, so of a Conv1D it is (input, output).
 

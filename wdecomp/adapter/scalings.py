@@ -2,6 +2,7 @@
 
 IA³                ΔW = (l − 1)·W along one axis       Liu et al. 2022 (arXiv:2205.05638)
 a stored change    ΔW = s·D                            LyCORIS "full", `diff`, `w_norm`
+                   W' = D0 + s·D                       PEFT: lora_bias beside bias="all"
 trainable tokens   W'[i] = D[j]                        PEFT: for the rows i that the config names
 """
 
@@ -74,17 +75,21 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Added:
-    """A change that is stored as it is, laid out as the weight or bias that it is added to."""
+    """A change that is stored as it is, laid out as the weight or bias that it is added to.
+
+    instead: what takes the place of the base before the change is added, if anything does.
+    """
 
     change: PlainTensor
     scaling: float = 1.0
+    instead: PlainTensor | None = None
     rank: ClassVar[None] = None
     formula: ClassVar[str] = "W0 + s·D"
 
     @property
     def tensors(self) -> tuple[PlainTensor, ...]:
-        """The one tensor."""
-        return (self.change,)
+        """The change, and what it is added to if that is not the base."""
+        return (self.change, *([self.instead] if self.instead else []))
 
     @property
     def shape(self) -> tuple[int | None, int | None]:
@@ -98,21 +103,25 @@ class Added:
     def load(self, weight: Matrix) -> "Stored":
         """All of it, as (outputs, inputs)."""
         stored = numbers(self.change).reshape(weight.stored_shape) * np.float32(self.scaling)
-        return Stored(stored.T if weight.input_first else stored)
+        if self.instead is None:
+            return Stored(stored.T if weight.input_first else stored)
+        stored = stored + numbers(self.instead).reshape(weight.stored_shape)
+        return Stored(stored.T if weight.input_first else stored, replaces=True)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """ΔW itself."""
+    """ΔW itself, or W' if it replaces."""
 
     change: Array
+    replaces: bool = False
     needs_inputs: ClassVar[bool] = False
     needs_outputs: ClassVar[bool] = False
 
     def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
         """A part of it."""
         part: Array = self.change[outputs, inputs]
-        return part
+        return part - w0.astype(np.float64) if self.replaces else part
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def pair(base: Checkpoint, tuned: Checkpoint) -> Pairing:
     targets = find_targets(base, tuned, entries)
     for name in entries.entries:
         _account_for(result, base, tuned, entries, name, targets[name])
-    if not result.matrices and not (tuned.is_adapter and result.vectors):
+    if not result.matrices and not (tuned.is_adapter and result.vectors):  # as of LN tuning
         raise PairingError(_why_none(base, tuned, entries, result.left_out, targets))
     if not tuned.is_adapter:
         met = {target.slot.name for each in targets.values() for target in each}
