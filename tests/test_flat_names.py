@@ -110,3 +110,13 @@ def test_a_name_is_matched_by_its_end_only_where_shapes_agree_and_one_does() -> 
     assert match_flat(base, [flat], lambda *_: True) == {flat: (base[0],)}
     assert match_flat(base, [flat], lambda *_: False) == {flat: ()}
     assert match_flat(base, [flat]) == {flat: ()}
+
+
+def test_a_few_names_that_end_alike_are_chance() -> None:
+    """A U-Net's LoRA on a VAE, whose encoder has one convolution of a U-Net's name."""
+    base = [f"encoder.down_blocks.0.resnets.{i}.conv1.weight" for i in range(2)]
+    flat = [f"lora_unet_down_blocks_{i}_resnets_0_conv1.weight" for i in range(3)]
+    assert set(match_flat(base, flat, lambda *_: True).values()) == {()}
+    wrapped = [f"net.{name.removeprefix('encoder.')}" for name in base]
+    found = match_flat(wrapped, [flat[0]], lambda *_: True)
+    assert found == {flat[0]: (wrapped[0],)}

@@ -21,10 +21,11 @@ def _contents(found: dict[str, Any], most: int | None) -> Iterator[str]:
             f"{each['path']}: {each['kind']}{step}, model type {each['model_type'] or 'not known'},"
             f" {_size(each['bytes'])}, files: {each['files']}"
         )
-        for stack, module, rank, dtype, count in each["tensors"]:
-            yield f"  {count:>6} × {stack}.{module} {rank} {dtype}"
         if each["adapter"]:
             yield from _adapter(each["adapter"], most)
+        else:
+            for stack, module, rank, dtype, count in each["tensors"]:
+                yield f"  {count:>6} × {stack}.{module} {rank} {dtype}"
         yield from _left_out(each["left_out"], most)
 
 
