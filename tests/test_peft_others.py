@@ -258,3 +258,9 @@ def test_an_adapter_of_another_base_is_refused(case: str, tmp_path: Path) -> Non
     save_file(smaller, file)
     with pytest.raises(Exception, match="trained on another base"):
         pair(open_checkpoint(tmp_path / "base"), open_checkpoint(tmp_path / "adapter"))
+
+
+def test_a_bias_that_the_base_has_not_is_no_loss_of_a_scaling(tmp_path: Path) -> None:
+    case = llama, "IA3Config", {"target_modules": ["gate_proj"], "feedforward_modules": []}
+    write_case(tmp_path, llama, _config(case))
+    assert check_merged(tmp_path, tables=False).left_out == []

@@ -79,6 +79,8 @@ def _account_for(
 ) -> None:
     """Puts one tuned tensor where it belongs: matrices, a vector, or left out."""
     entry = entries.entries[name]
+    if not targets and _is_of_its_weight(entries, name):
+        return
     if not targets:
         why = _why_unpaired(base, tuned, entries, name)
         result.left_out.append(LeftOut(key_of(name, entry), "tuned", why))
@@ -94,6 +96,15 @@ def _account_for(
                 of_its_kind[found.parameter] = found
         if reason:
             result.left_out.append(LeftOut(key_of(name, entry), "tuned", reason))
+
+
+def _is_of_its_weight(entries: Entries, name: str) -> bool:
+    """Whether a bias is changed by the tensor that changes its weight: none is lost with it."""
+    entry = entries.entries[name]
+    weight = entries.entries.get(name.removesuffix("bias") + "weight")
+    if not name.endswith(".bias") or not isinstance(weight, ModuleUpdate):
+        return False
+    return isinstance(entry, ModuleUpdate) and entry.tensors[:1] == weight.tensors[:1]
 
 
 def _why_unpaired(base: Checkpoint, tuned: Checkpoint, entries: Entries, name: str) -> str:
