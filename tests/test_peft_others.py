@@ -264,3 +264,72 @@ def test_a_bias_that_the_base_has_not_is_no_loss_of_a_scaling(tmp_path: Path) ->
     case = llama, "IA3Config", {"target_modules": ["gate_proj"], "feedforward_modules": []}
     write_case(tmp_path, llama, _config(case))
     assert check_merged(tmp_path, tables=False).left_out == []
+
+
+Q = "model.layers.0.self_attn.q_proj"
+HOSTILE: dict[str, tuple[str, dict[str, torch.Tensor], dict[str, Any], str]] = {
+    "a LoHa of numbers": (
+        "LOHA",
+        {f"hada_w{i}_{side}": torch.ones(()) for i in (1, 2) for side in "ab"},
+        {},
+        r"hada_w1_a is \(\)",
+    ),
+    "a LoKr of one number": (
+        "LOKR",
+        {"lokr_w1": torch.ones(()), "lokr_w2": torch.ones(32, 32)},
+        {},
+        r"lokr_w1 is \(\), expected \(rows",
+    ),
+    "a series without end": (
+        "OFT",
+        {"oft_R.weight": torch.ones(8, 6)},
+        {"num_cayley_neumann_terms": 10**9},
+        "expected at most 1000",
+    ),
+    "more stages than blocks": (
+        "BOFT",
+        {"boft_R": torch.ones(40, 8, 4, 4), "boft_s": torch.ones(32, 1)},
+        {},
+        "halved at each stage",
+    ),
+    "odd blocks in two stages": (
+        "BOFT",
+        {"boft_R": torch.ones(2, 8, 3, 3), "boft_s": torch.ones(32, 1)},
+        {},
+        "halved at each stage",
+    ),
+    "half of VeRA's projections": (
+        "VERA",
+        {
+            "vera_lambda_b": torch.ones(32),
+            "vera_lambda_d": torch.ones(4),
+            "/vera_A": torch.ones(4, 32),
+        },
+        {"r": 4},
+        "vera_B is missing",
+    ),
+    "a token twice": (
+        "TRAINABLE_TOKENS",
+        {"/model.model.embed_tokens.trainable_tokens_delta": torch.ones(2, 32)},
+        {"token_indices": [1, 1]},
+        "each once",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_no_library_writes_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    kind, tensors, config, message = HOSTILE[case]
+    write_base(seeded(llama), tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    keys = {
+        "base_model." + (name[1:] if name.startswith("/") else f"model.{Q}.{name}"): tensor
+        for name, tensor in tensors.items()
+    }
+    save_file(
+        {k: t.clone() for k, t in keys.items()}, tmp_path / "adapter/adapter_model.safetensors"
+    )
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps({"peft_type": kind} | config))
+    with pytest.raises(AdapterError, match=message) as refused:
+        pair(open_checkpoint(tmp_path / "base"), open_checkpoint(tmp_path / "adapter"))
+    assert "\n" not in str(refused.value)

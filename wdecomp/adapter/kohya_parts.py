@@ -18,11 +18,12 @@ from math import isfinite, prod, sqrt
 
 from wdecomp.adapter.adapter import ModuleUpdate
 from wdecomp.adapter.change import Update
+from wdecomp.adapter.factored import factored
 from wdecomp.adapter.factors import Factors
 from wdecomp.adapter.generalized import Generalized
 from wdecomp.adapter.low_rank import LowRank
 from wdecomp.adapter.output_rotations import OutputRotation
-from wdecomp.adapter.products import Factored, Hadamard, Kronecker
+from wdecomp.adapter.products import Hadamard, Kronecker
 from wdecomp.adapter.scalings import Added, Scaling
 from wdecomp.adapter.updates import Magnitude
 from wdecomp.checkpoint import PlainTensor, read_whole
@@ -133,8 +134,8 @@ def _locon(factors: Factors) -> Update:
 
 
 def _loha(factors: Factors) -> Update:
-    first = _factored(factors, "hada_w1_a", "hada_w1_b", "hada_t1")
-    second = _factored(factors, "hada_w2_a", "hada_w2_b", "hada_t2")
+    first = factored(factors, "hada_w1_a", "hada_w1_b", "hada_t1")
+    second = factored(factors, "hada_w2_a", "hada_w2_b", "hada_t2")
     if first.shape != second.shape:
         raise factors.refuse(f"its products are {first.shape} and {second.shape}", "one shape")
     return Hadamard(first, second, scaling_of(factors, factors.get("hada_w1_b").shape[0]))
@@ -142,8 +143,8 @@ def _loha(factors: Factors) -> Update:
 
 def _lokr(factors: Factors) -> Update:
     """Where both matrices are whole there is no rank, and the scale is 1 whatever alpha says."""
-    first = _factored(factors, "lokr_w1_a", "lokr_w1_b", None, "lokr_w1")
-    second = _factored(factors, "lokr_w2_a", "lokr_w2_b", "lokr_t2", "lokr_w2")
+    first = factored(factors, "lokr_w1_a", "lokr_w1_b", None, "lokr_w1")
+    second = factored(factors, "lokr_w2_a", "lokr_w2_b", "lokr_t2", "lokr_w2")
     rank = first.rank or second.rank
     return Kronecker(first, second, _extra(factors) if rank is None else scaling_of(factors, rank))
 
@@ -207,29 +208,6 @@ KINDS: Mapping[str, tuple[Callable[[Factors], Update], tuple[str, ...]]] = {
 }
 WITH_MAGNITUDE = ("lora", "loha", "lokr")
 PARTS = (*(part for _, parts in KINDS.values() for part in parts), *SHARED, *BIASES, "weight")
-
-
-def _factored(
-    factors: Factors, left: str, right: str, core: str | None = None, whole: str | None = None
-) -> Factored:
-    if whole is not None and (whole in factors or not (left in factors or right in factors)):
-        return Factored(whole=factors.get(whole))
-    a, b = factors.get(left), factors.get(right)
-    middle = factors.maybe(core) if core else None
-    if len(a.shape) < 2 or len(b.shape) < 2:
-        raise factors.refuse(f"{left} is {a.shape}, {right} is {b.shape}", "matrices")
-    rank = b.shape[0]
-    fits = a.shape[1] == rank and prod(a.shape[2:]) == 1
-    if middle is not None:
-        fits = a.shape[0] == rank and len(a.shape) == len(b.shape) == 2
-        fits = fits and middle.shape[:2] == (rank, rank)
-    if not fits:
-        raise factors.refuse(
-            f"{left} is {a.shape}, {right} is {b.shape}"
-            + (f", {core} is {middle.shape}" if middle else ""),
-            "factors of one rank",
-        )
-    return Factored(left=a, right=b, core=middle)
 
 
 def _magnitude(factors: Factors, update: Update, kind: str) -> Magnitude | None:

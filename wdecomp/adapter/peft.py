@@ -138,16 +138,17 @@ def _which(fields: Fields, module: str, rows: PlainTensor) -> tuple[int, ...]:
     if isinstance(value, dict):
         named = [v for key, v in value.items() if f".{module}".endswith(f".{key}")]
         value = named[0] if named else next(iter(value.values()), None)
-    if not isinstance(value, list) or not all(type(i) is int and i >= 0 for i in value):
+    tokens = value if isinstance(value, list) else [None]
+    if not all(type(i) is int and i >= 0 for i in tokens) or len(set(tokens)) < len(tokens):
         raise AdapterError(
-            f"{fields.where}: {name} is {value!r}, expected a list of token indices."
+            f"{fields.where}: {name} is {value!r}, expected a list of token indices, each once."
         )
-    if len(rows.shape) != 2 or rows.shape[0] != len(value):
+    if len(rows.shape) != 2 or rows.shape[0] != len(tokens):
         raise AdapterError(
-            f"{fields.where}: {name} has {len(value)} tokens, {rows.name} is {rows.shape}. "
+            f"{fields.where}: {name} has {len(tokens)} tokens, {rows.name} is {rows.shape}. "
             "Config and weights are not of one adapter."
         )
-    return tuple(value)
+    return tuple(tokens)
 
 
 def _none_found(kind: str, keys: PeftKeys, where: str) -> str:

@@ -6,15 +6,17 @@ from math import isqrt
 from wdecomp.adapter.adapter import ModuleUpdate
 from wdecomp.adapter.change import Update
 from wdecomp.adapter.config import Fields, by_module
+from wdecomp.adapter.factored import factored
 from wdecomp.adapter.factors import Factors
 from wdecomp.adapter.low_rank import AdaLora, DeLora
-from wdecomp.adapter.products import Factored, Hadamard, Kronecker
+from wdecomp.adapter.products import Hadamard, Kronecker
 from wdecomp.adapter.rotations import Boft, Hra, Oft
 from wdecomp.adapter.scalings import Added, Scaling
 from wdecomp.adapter.updates import Magnitude
 from wdecomp.adapter.vera import Vera
 from wdecomp.errors import AdapterError, some
 
+MOST_TERMS = 1000  # of a series that has converged, or never will
 Modules = Mapping[str, Factors]
 Updates = dict[str, ModuleUpdate]
 
@@ -37,6 +39,8 @@ def vera(fields: Fields, modules: Modules) -> Updates:
     shared = modules.get("")
     a = shared.maybe("vera_A") if shared else None
     b = shared.maybe("vera_B") if shared else None
+    if shared is not None and (a is None) != (b is None):
+        shared.get("vera_B" if b is None else "vera_A")  # says that it is missing
     key = fields.raw.get("projection_prng_key", 0)
     if type(key) is not int or key < 0:
         raise AdapterError(
@@ -67,8 +71,8 @@ def loha(fields: Fields, modules: Modules) -> Updates:
     alphas = _alphas(fields, modules)
 
     def update(factors: Factors) -> Update:
-        first = _factored(factors, "hada_w1_a", "hada_w1_b", "hada_t1")
-        second = _factored(factors, "hada_w2_a", "hada_w2_b", "hada_t2")
+        first = factored(factors, "hada_w1_a", "hada_w1_b", "hada_t1")
+        second = factored(factors, "hada_w2_a", "hada_w2_b", "hada_t2")
         if first.shape != second.shape:
             raise factors.refuse(f"its products are {first.shape} and {second.shape}", "one shape")
         rank = factors.get("hada_w1_b").shape[0]
@@ -83,8 +87,8 @@ def lokr(fields: Fields, modules: Modules) -> Updates:
     ranks = by_module(modules, fields.counts("rank_pattern"), fields.count("r", 8), fields.where)
 
     def update(factors: Factors) -> Update:
-        first = _factored(factors, "lokr_w1_a", "lokr_w1_b", None, "lokr_w1")
-        second = _factored(factors, "lokr_w2_a", "lokr_w2_b", "lokr_t2", "lokr_w2")
+        first = factored(factors, "lokr_w1_a", "lokr_w1_b", None, "lokr_w1")
+        second = factored(factors, "lokr_w2_a", "lokr_w2_b", "lokr_t2", "lokr_w2")
         return Kronecker(first, second, alphas[factors.module] / ranks[factors.module])
 
     return _weights(modules, update)
@@ -98,6 +102,10 @@ def oft(fields: Fields, modules: Modules) -> Updates:
             "versions cannot load either."
         )
     terms = fields.count("num_cayley_neumann_terms", 5)
+    if terms > MOST_TERMS:
+        raise AdapterError(
+            f"{fields.where}: num_cayley_neumann_terms is {terms}, expected at most {MOST_TERMS}."
+        )
     neumann = terms if fields.flag("use_cayley_neumann", default=True) else None
     constraint = fields.number("eps", 6e-5) if fields.flag("coft") else None
 
@@ -118,8 +126,10 @@ def boft(fields: Fields, modules: Modules) -> Updates:
 
     def update(factors: Factors) -> Update:
         blocks = factors.get("boft_R", 4)
-        if blocks.shape[2] != blocks.shape[3]:
-            raise factors.refuse(f"boft_R is {blocks.shape}", "square blocks")
+        stages, count, size, other = blocks.shape
+        butterfly = size % 2 == 0 and stages <= 64 and count % (1 << (stages - 1)) == 0
+        if size != other or not (stages == 1 or butterfly):
+            raise factors.refuse(f"boft_R is {blocks.shape}", "square blocks, halved at each stage")
         return Boft(blocks, factors.get("boft_s"))
 
     return _weights(modules, update)
@@ -178,21 +188,6 @@ def _weights(modules: Modules, update: Callable[[Factors], Update]) -> Updates:
 def _alphas(fields: Fields, modules: Modules) -> dict[str, float]:
     alpha = fields.number("alpha", 8)
     return by_module(modules, fields.numbers("alpha_pattern"), alpha, fields.where)
-
-
-def _factored(
-    factors: Factors, left: str, right: str, core: str | None = None, whole: str | None = None
-) -> Factored:
-    if whole is not None and whole in factors:
-        return Factored(whole=factors.get(whole))
-    a, b = factors.get(left), factors.get(right)
-    middle = factors.maybe(core) if core else None
-    inner = a.shape[0] if middle is not None else a.shape[1]
-    if len(a.shape) < 2 or len(b.shape) < 2 or inner != b.shape[0]:
-        raise factors.refuse(f"{left} is {a.shape}, {right} is {b.shape}", "factors of one rank")
-    if middle is not None and middle.shape[:2] != (a.shape[0], b.shape[0]):
-        raise factors.refuse(f"{core} is {middle.shape}", f"({a.shape[0]}, {b.shape[0]}, …)")
-    return Factored(left=a, right=b, core=middle)
 
 
 def _is_feedforward(module: str, named: tuple[str, ...], as_pattern: bool, where: str) -> bool:

@@ -75,7 +75,8 @@ class ChangeReader:
 
     def __init__(self, adapted: Adapted, base: Matrix) -> None:
         self._base, self._adapted = base, adapted
-        self._change = adapted.update.load(adapted.module)
+        with np.errstate(all="ignore"):  # of a damaged adapter; NaN is counted further on
+            self._change = adapted.update.load(adapted.module)
         self._magnitude: Floats = np.empty(0)
         if adapted.magnitude is not None:
             values = numbers(adapted.magnitude.values)

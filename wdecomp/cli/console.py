@@ -1,6 +1,11 @@
 """What goes to the terminal: results to stdout, all else to stderr, nothing that steers it."""
 
+import re
+
 import click
+
+SHOWN = 100  # characters of either end of a name that no one would read whole
+LONG_WORD = re.compile(rf"\S{{{4 * SHOWN},}}")
 
 
 def say(text: str) -> None:
@@ -15,7 +20,8 @@ def say_aside(text: str) -> None:
 
 def say_error(text: str) -> None:
     """What went wrong, in one line, to stderr."""
-    click.echo(f"wdecomp: {printable(' '.join(text.splitlines()))}", err=True)
+    line = LONG_WORD.sub(lambda m: f"{m[0][:SHOWN]}…{m[0][-SHOWN:]}", " ".join(text.splitlines()))
+    click.echo(f"wdecomp: {printable(line)}", err=True)
 
 
 def printable(text: str) -> str:
