@@ -4,19 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from pandas.testing import assert_frame_equal
 
 import wdecomp
 from wdecomp.adapter import Adapted, ChangeReader
 from wdecomp.checkpoint import Matrix, MatrixReader, open_checkpoint, read_matrix
+from wdecomp.decomposition import AXES
 from wdecomp.dtypes import Floats, widen
 from wdecomp.pairing import Pair, Pairing, pair
+from wdecomp.scan.measure import measure
 
 BLOCKS = (100, 300, 1 << 20)  # bytes: within a row, some rows, all
 # Of the largest weight: float32 products summed in another order, and a library's own float32
 # decompositions and solvers.
 MERGED = 5e-6
+COLUMN = 1e-5  # of a column's length, and of a turn
 # The merged copy was rounded to float32 once more than the change that we form: by 6e-8 of a
 # weight, where changes are about a hundredth of it, signed ones cancel, and some are 0.
 TABLE = {"rtol": 1e-5, "atol": 1e-7}
@@ -32,6 +35,22 @@ def adapted_weight(each: Pair, block_bytes: int) -> Floats:
             w0 = reader.read(at)
             gathered[at.outputs, at.inputs] = widen(w0) + change.beside(w0, at).astype(np.float64)
     return gathered
+
+
+def check_columns(each: Pair, want: Floats) -> None:
+    """Holds m − m0 and 1 − cos of every column, along both axes, beside those of the wanted weight.
+
+    The wanted weight is a library's float32: each of its columns is off by that much.
+    """
+    [measured] = measure([each], BLOCKS[1], lambda _: None)
+    base = widen(read_matrix(each.base)).astype(np.float64)
+    for axis in AXES:
+        mine, theirs = measured.columns(axis), wdecomp.column_delta(base, want, axis)
+        assert_array_equal(mine.column, theirs.column)
+        size = theirs.magnitude_base + np.abs(theirs.delta_magnitude)
+        off = np.abs(mine.delta_magnitude - theirs.delta_magnitude) / size
+        assert off.max(initial=0) < COLUMN
+        assert_allclose(mine.delta_direction, theirs.delta_direction, rtol=1e-5, atol=COLUMN)
 
 
 def check_merged(folder: Path, tables: bool = True, ratios: bool = True) -> Pairing:
@@ -57,6 +76,7 @@ def check_merged(folder: Path, tables: bool = True, ratios: bool = True) -> Pair
         for block_bytes in BLOCKS:
             got = adapted_weight(each, block_bytes)
             assert_allclose(got, want, rtol=0, atol=MERGED * np.abs(want).max(), err_msg=name)
+        check_columns(each, widen(want).astype(np.float64))
     if tables:
         _check_tables(folder, ratios)
     return mine

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from numpy.testing import assert_allclose
-from oracle import adapted_weight
+from oracle import adapted_weight, check_columns
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -83,6 +83,7 @@ def _check(found: Pairing, merged: dict[str, Tensor], prefix: str = "") -> None:
         want = merged[name.removeprefix(prefix)].reshape(each.shape).numpy()
         for block_bytes in (100, 1 << 20):
             assert_allclose(adapted_weight(each, block_bytes), want, rtol=1e-5, atol=1e-6)
+        check_columns(each, want.astype(np.float64))
     for name, each in found.vectors.items():
         want = merged[name.removeprefix(prefix)].reshape(1, -1).numpy()
         assert_allclose(adapted_weight(each, 100), want, rtol=1e-5, atol=1e-6)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from builders import tiny_llama, write_full
 from numpy.testing import assert_allclose
-from oracle import adapted_weight
+from oracle import adapted_weight, check_columns
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -51,6 +51,7 @@ def _check(found: Pairing, want: dict[str, np.ndarray]) -> None:
         for block_bytes in (100, 1 << 20):
             got = adapted_weight(found.matrices[f"{module}.weight"], block_bytes)
             assert_allclose(got, weight, rtol=1e-5, atol=1e-6)
+        check_columns(found.matrices[f"{module}.weight"], weight)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
