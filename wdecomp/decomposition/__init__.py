@@ -2,7 +2,7 @@
 
 from wdecomp.decomposition.columns import ColumnDelta, column_delta_from, shrunken
 from wdecomp.decomposition.summary import Summary, rounding_floor, summarise
-from wdecomp.decomposition.sums import Sums, add
+from wdecomp.decomposition.sums import SharedSums, Sums
 from wdecomp.decomposition.tensors import AXES, Axis, Decomposition, column_delta, decompose
 
 __all__ = [
@@ -10,9 +10,9 @@ __all__ = [
     "Axis",
     "ColumnDelta",
     "Decomposition",
+    "SharedSums",
     "Summary",
     "Sums",
-    "add",
     "column_delta",
     "column_delta_from",
     "decompose",

@@ -5,70 +5,212 @@ For every column, along both axes at once, it adds to
     a = Σ w0²        b = Σ d·w0        c = Σ d²        with d = t − share·w0
 
 so that with `share` = 1 the second block t holds the tuned weights, and with `share` = 0 it holds
-their change. Products and sums are formed in float64: nothing can overflow, underflow or cancel
-that the checkpoint itself still told apart.
+their change.
+
+Sums are formed in float32 over at most `STRIP` columns of one block and added up in float64. What
+float32 cannot hold to about 1e-6 is recognised by its sums (`_doubtful`) and formed again in
+float64, strip by strip while it is in the cache. That is enough for whole columns: by
+Cauchy and Schwarz, what holds for a, b and c of every piece of a column holds for their sums.
 """
 
 from typing import Any
 
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+import numpy as np
 
+from wdecomp.decomposition.compiling import compiled
+from wdecomp.decomposition.simd import (
+    LANES,
+    flush_denormals,
+    load,
+    prefetch,
+    restore,
+    splat,
+    store,
+    total,
+)
+from wdecomp.decomposition.stored import number
 from wdecomp.dtypes import Array, Floats
 
-STRIP = 4096  # columns whose running sums stay in cache
+STRIP = 4096  # columns whose running sums stay in the first-level cache
+TILE = 4  # rows at a time: so often are the columns' sums loaded and stored less
+
+# Where sums in float32 are as good as the claim: no squares lost at either end of its range …
+LEAST_A, LEAST_C, MOST = np.float32(1e-12), np.float32(1e-22), np.float32(1e15)
+# … and what is left is more than rounding when the parallel part of the change is taken out
+# (ac − b²) and when the change is added to the base (a + 2b + c).
+MOST_PARALLEL, LEAST_REST = np.float32(0.95), np.float32(0.01)
+
+Vector = Any  # of `LANES` float32, see simd
+Vectors = tuple[Vector, Vector, Vector]  # of a, b and c
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _number(_: Any, stored: Any) -> Any:
-    """The number that a stored element stands for; its array type tells how it is stored."""
-
-    def widen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        (value,) = args
-        if stored == types.uint16:  # BF16: the upper half of a float32
-            i32 = ir.IntType(32)
-            value = builder.shl(builder.zext(value, i32), ir.Constant(i32, 16))
-            value = builder.bitcast(value, ir.FloatType())
-        elif stored == types.int16:  # F16
-            value = builder.fpext(builder.bitcast(value, ir.HalfType()), ir.FloatType())
-        return value if stored == types.float64 else builder.fpext(value, ir.DoubleType())
-
-    return types.float64(stored), widen
-
-
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
-def add_block(base: Array, second: Array, share: float, rows: Floats, columns: Floats) -> None:
+@compiled
+def add_block(
+    base: Array,
+    second: Array,
+    share: float,
+    rows: Floats,
+    columns: Floats,
+    at: tuple[int, int],
+    along: Array,
+    down: Array,
+    known: int | None,
+) -> None:
     """Adds the sums (a, b, c) of one pair of blocks, in place.
 
     Args:
-        base: (height, width), as stored.
-        second: (height, width), the tuned weights or their change.
+        base: (height, width), as stored; numbers of a row lie side by side.
+        second: (height, width), likewise: the tuned weights or their change.
         share: 1.0 or 0.0, see above.
-        rows: (3, height), sums along each row.
-        columns: (3, width), sums along each column.
+        rows: (3, matrix height), sums along each row.
+        columns: (3, matrix width), sums along each column.
+        at: row and column of the matrix at which the block begins.
+        along: (strips, 3, at least height), float32, where the sums of each strip's rows form.
+        down: (3, width), float32, where those of its columns do.
+        known: None; or a number if the last call was for the same block of the base. Its a then
+            still stands in `along` and `down`, and is not added to `rows` and `columns` again.
     """
     height, width = base.shape
     for left in range(0, width, STRIP):
         right = min(left + STRIP, width)
-        down_a, down_b, down_c = (
-            columns[0, left:right],
-            columns[1, left:right],
-            columns[2, left:right],
+        tiled = height - height % TILE
+        even = right - (right - left) % LANES
+        if tiled == 0 or even == left:
+            tiled, even = 0, right
+        else:
+            x, y, of_rows = base[:tiled, left:even], second[:tiled, left:even], along[left // STRIP]
+            _add_tiles(x, y, share, of_rows, down[:, left:even], known)
+            if (
+                _doubtful(of_rows, 0, tiled)
+                or _doubtful(down, left, even)
+                or (not of_rows[2, :tiled].any() and _differs(x, y, share))
+            ):
+                part = (0, tiled, left, even)
+                add_exactly(base, second, share, rows, columns, at, part, known)
+            else:
+                _increase(rows, at[0], of_rows, 0, tiled, known)
+                _increase(columns, at[1] + left, down, left, even, known)
+        for part in ((0, tiled, even, right), (tiled, height, left, right)):
+            add_exactly(base, second, share, rows, columns, at, part, known)
+
+
+@compiled
+def _add_tiles(
+    base: Array, second: Array, share: float, along: Array, down: Array, known: int | None
+) -> None:
+    """The sums of one strip, in float32, written over what `along` and `down` hold."""
+    height, width = base.shape
+    before = flush_denormals()
+    zero, part = splat(0.0), splat(share)
+    for j in range(0, width, LANES):
+        if known is None:
+            store(down, 0, j, zero)
+        store(down, 1, j, zero)
+        store(down, 2, j, zero)
+    for i in range(0, height, TILE):
+        row0 = row1 = row2 = row3 = (zero, zero, zero)
+        for j in range(0, width, LANES):
+            for k in range(i + TILE, i + 2 * TILE):
+                if known is None:
+                    prefetch(base, k, j)
+                prefetch(second, k, j)
+            column = load(down, 0, j), load(down, 1, j), load(down, 2, j)
+            row0, column = _step(load(base, i, j), load(second, i, j), part, row0, column)
+            row1, column = _step(load(base, i + 1, j), load(second, i + 1, j), part, row1, column)
+            row2, column = _step(load(base, i + 2, j), load(second, i + 2, j), part, row2, column)
+            row3, column = _step(load(base, i + 3, j), load(second, i + 3, j), part, row3, column)
+            if known is None:
+                store(down, 0, j, column[0])
+            store(down, 1, j, column[1])
+            store(down, 2, j, column[2])
+        _end_row(along, i, row0, known)
+        _end_row(along, i + 1, row1, known)
+        _end_row(along, i + 2, row2, known)
+        _end_row(along, i + 3, row3, known)
+    restore(before)
+
+
+@compiled
+def _step(x: Vector, y: Vector, share: Vector, row: Vectors, column: Vectors) -> Any:
+    """Sixteen numbers of one row, into the row's sums and into those of their columns."""
+    d = y - share * x
+    aa, bb, cc = x * x, d * x, d * d
+    return (
+        (row[0] + aa, row[1] + bb, row[2] + cc),
+        (column[0] + aa, column[1] + bb, column[2] + cc),
+    )
+
+
+@compiled
+def _end_row(along: Array, i: int, row: Vectors, known: int | None) -> None:
+    if known is None:
+        along[0, i] = total(row[0])
+    along[1, i] = total(row[1])
+    along[2, i] = total(row[2])
+
+
+@compiled
+def _doubtful(sums: Array, start: int, stop: int) -> bool:
+    """Whether any of these sums is not as good in float32 as it would be in float64."""
+    bad = np.float32(0)
+    all_a, all_b, all_c = sums[0, start:stop], sums[1, start:stop], sums[2, start:stop]
+    for j in range(stop - start):
+        a, b, c = all_a[j], all_b[j], all_c[j]
+        told_apart = (
+            (c >= LEAST_C)
+            & (c <= MOST)
+            & (b * b <= MOST_PARALLEL * (a * c))
+            & (a + b + b + c >= LEAST_REST * a)
         )
-        for i in range(height):
-            x, y = base[i, left:right], second[i, left:right]
-            a = b = c = 0.0
-            for j in range(right - left):
-                w0 = _number(x[j])
-                d = _number(y[j]) - share * w0
-                aa, bb, cc = w0 * w0, d * w0, d * d
-                a += aa
-                b += bb
-                c += cc
+        good = (a >= LEAST_A) & (a <= MOST) & ((c == 0) | told_apart)
+        bad += np.float32(0) if good else np.float32(1)
+    return bool(bad)
+
+
+@compiled
+def _differs(base: Array, second: Array, share: float) -> bool:
+    """Whether there is a change at all, be its square too small for float32."""
+    found = 0
+    for i in range(base.shape[0]):
+        for j in range(base.shape[1]):
+            found += number(second, i, j) != share * number(base, i, j)
+    return found > 0
+
+
+@compiled
+def _increase(
+    sums: Floats, first: int, by: Array, start: int, stop: int, known: int | None
+) -> None:
+    """Adds `by` from `start` to `stop` to the sums from the `first` on."""
+    for k in range(0 if known is None else 1, 3):
+        into, part = sums[k, first : first + stop - start], by[k, start:stop]
+        for j in range(stop - start):
+            into[j] += part[j]
+
+
+@compiled
+def add_exactly(
+    base: Array, second: Array, share: float, rows: Floats, columns: Floats,
+    at: tuple[int, int], part: tuple[int, int, int, int], known: int | None,
+) -> None:  # fmt: skip
+    """The same, for the part (top, bottom, left, right) of a block, all of it in float64."""
+    top, bottom, left, right = part
+    wanted = slice(at[1] + left, at[1] + right)
+    down_a, down_b, down_c = columns[0, wanted], columns[1, wanted], columns[2, wanted]
+    for i in range(top, bottom):
+        a = b = c = 0.0
+        for j in range(right - left):
+            w0 = number(base, i, left + j)
+            d = number(second, i, left + j) - share * w0
+            aa, bb, cc = w0 * w0, d * w0, d * d
+            a += aa
+            b += bb
+            c += cc
+            if known is None:
                 down_a[j] += aa
-                down_b[j] += bb
-                down_c[j] += cc
-            rows[0, i] += a
-            rows[1, i] += b
-            rows[2, i] += c
+            down_b[j] += bb
+            down_c[j] += cc
+        if known is None:
+            rows[0, at[0] + i] += a
+        rows[1, at[0] + i] += b
+        rows[2, at[0] + i] += c

@@ -1,4 +1,4 @@
-"""The running sums of one matrix pair, fed block by block.
+"""The running sums of matrix pairs, fed block by block.
 
 A block is given as (output, input); whether it lies in memory that way or transposed, the kernel
 runs along the memory.
@@ -12,8 +12,10 @@ import numba
 import numpy as np
 from llvmlite import binding
 
-from wdecomp.decomposition.kernel import add_block
+from wdecomp.decomposition.kernel import STRIP, add_block, add_exactly
 from wdecomp.dtypes import Array, Floats, widen
+
+BAND = 256  # rows over which a column's sums are formed in float32
 
 
 @dataclass(frozen=True)
@@ -34,31 +36,76 @@ class Sums:
         return Sums(np.zeros((3, outputs)), np.zeros((3, inputs)))
 
 
-def add(
-    sums: Sums, base: Array, second: Array, share: float, outputs: slice, inputs: slice
-) -> None:
-    """Adds one block to the sums of the columns that it touches.
+class SharedSums:
+    """The sums of several pairs that have one base and one shape: its a is formed but once."""
 
-    Args:
-        sums: of the whole matrix; changed in place.
-        base: (outputs, inputs) of the block, as stored.
-        second: likewise; the tuned weights (share 1) or their change (share 0).
-        share: how much of the base is in `second`.
-        outputs: where the block lies in the matrix.
-        inputs: likewise.
-    """
-    base, second = _compilable(base), _compilable(second)
-    along_output, along_input = sums.output[:, outputs], sums.input[:, inputs]
-    if base.flags.c_contiguous:
-        add_block(base, np.ascontiguousarray(second), share, along_output, along_input)
-    else:
-        add_block(
-            np.ascontiguousarray(base.T),
-            np.ascontiguousarray(second.T),
-            share,
-            along_input,
-            along_output,
-        )
+    def __init__(self, shape: tuple[int, int], count: int) -> None:
+        self._sums = [Sums.zeros(shape) for _ in range(count)]
+        self._along = self._down = np.empty(0, np.float32)
+        self._kept = False  # whether these two hold a of the present block of the base
+
+    def add(
+        self, which: int, base: Array, second: Array, share: float, outputs: slice, inputs: slice
+    ) -> None:
+        """Adds one block to the sums of the columns that it touches; the first pair goes first.
+
+        Args:
+            which: of the pairs.
+            base: (outputs, inputs) of the block, as stored.
+            second: likewise; the tuned weights (share 1) or their change (share 0).
+            share: how much of the base is in `second`.
+            outputs: where the block lies in the matrix.
+            inputs: likewise.
+        """
+        sums = self._sums[which]
+        base, second = _compilable(base), _compilable(second)
+        rows, columns, top, left = sums.output, sums.input, outputs.start, inputs.start
+        if not _runs_along_rows(base):
+            base, second, rows, columns = base.T, second.T, columns, rows
+            top, left = left, top
+        base, second = _readable(base), _readable(second)
+        known = 0 if which and self._kept else None
+        self._kept = False
+        if np.float64 in (base.dtype, second.dtype):
+            height, width = base.shape
+            whole = (0, height, 0, width)
+            add_exactly(base, second, share, rows, columns, (top, left), whole, known)
+            return
+        if known is None:
+            self._make_room(base.shape)
+        self._kept = True
+        for band, start in enumerate(range(0, len(base), BAND)):
+            x, y = base[start : start + BAND], second[start : start + BAND]
+            along, down = self._along[band], self._down[band]
+            add_block(x, y, share, rows, columns, (top + start, left), along, down, known)
+
+    def total(self) -> list[Sums]:
+        """The sums of every pair."""
+        first = self._sums[0]
+        for sums in self._sums[1:]:
+            sums.output[0], sums.input[0] = first.output[0], first.input[0]
+        return self._sums
+
+    def _make_room(self, block: tuple[int, ...]) -> None:
+        height, width = block
+        bands, strips = -(-height // BAND), -(-width // STRIP)
+        if self._down.shape != (bands, 3, width):
+            self._down = np.empty((bands, 3, width), np.float32)
+            self._along = np.empty((bands, strips, 3, BAND), np.float32)
+
+
+def _runs_along_rows(block: Array) -> bool:
+    """Whether numbers of one output lie side by side."""
+    return block.strides[1] == block.itemsize or block.shape[1] == 1
+
+
+def _readable(block: Array) -> Array:
+    """With rows that lie together; never written to, so that compiled code need not exist twice."""
+    if block.strides[1] != block.itemsize:
+        block = np.ascontiguousarray(block)
+    found = block.view()
+    found.flags.writeable = False
+    return found
 
 
 def _compilable(stored: Array) -> Array:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from wdecomp.decomposition.columns import ColumnDelta, column_delta_from, shrunken
-from wdecomp.decomposition.sums import Sums, add
+from wdecomp.decomposition.sums import SharedSums, Sums
 from wdecomp.dtypes import Array, Floats, widen
 
 Axis = Literal["output", "input"]
@@ -83,9 +83,9 @@ def column_delta(base: Any, tuned: Any, axis: Axis = "output") -> ColumnDelta:
 
 def _summed(base: Array, second: Array, share: float) -> Sums:
     outputs, inputs = base.shape
-    sums = Sums.zeros((outputs, inputs))
-    add(sums, base, second, share, slice(0, outputs), slice(0, inputs))
-    return sums
+    sums = SharedSums((outputs, inputs), 1)
+    sums.add(0, base, second, share, slice(0, outputs), slice(0, inputs))
+    return sums.total()[0]
 
 
 def _checked(axis: str) -> str:

@@ -12,8 +12,8 @@ from wdecomp.checkpoint import Matrix, MatrixReader, Rectangle
 from wdecomp.decomposition import (
     Axis,
     ColumnDelta,
+    SharedSums,
     Sums,
-    add,
     column_delta_from,
     rounding_floor,
     shrunken,
@@ -88,21 +88,30 @@ def _pass(
     """(a, b, c) with d = w − w0, or with share_less = 1 (a, Σw·w0, Σw²): then d is w itself."""
     base = pairs[0].base
     outputs, inputs = (max(pair.shape[i] for pair in pairs) for i in (0, 1))
-    sums = [Sums.zeros(pair.shape) for pair in pairs]
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for i, pair in enumerate(pairs):
+        by_shape.setdefault(pair.shape, []).append(i)
+    shared = {shape: SharedSums(shape, len(of)) for shape, of in by_shape.items()}
     with ExitStack() as open_files:
         reader = open_files.enter_context(MatrixReader(base))
         tuned = [open_files.enter_context(_reader(pair)) for pair in pairs]
         for at in base.rectangles((outputs, inputs), block_bytes):
             block = reader.read(at)
-            for pair, total, beside in zip(pairs, sums, tuned, strict=True):
-                here = at.within(pair.shape)
+            for shape, of in by_shape.items():
+                here = at.within(shape)
                 if here is None:
                     continue
                 w0 = block[: here.shape[0], : here.shape[1]]
-                second = beside.beside(w0, here)
-                add(total, w0, second, beside.share - share_less, here.outputs, here.inputs)
+                for which, i in enumerate(of):
+                    second, share = tuned[i].beside(w0, here), tuned[i].share - share_less
+                    shared[shape].add(which, w0, second, share, here.outputs, here.inputs)
             on_bytes(block.nbytes * (1 + sum(isinstance(p.tuned, Matrix) for p in pairs)))
-    return sums
+    found = {
+        i: s
+        for shape, of in by_shape.items()
+        for i, s in zip(of, shared[shape].total(), strict=True)
+    }
+    return [found[i] for i in range(len(pairs))]
 
 
 def _reader(pair: Pair) -> TunedReader:
