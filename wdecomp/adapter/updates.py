@@ -88,6 +88,13 @@ class ChangeReader:
     def __exit__(self, *_: object) -> None:
         return None
 
+    @property
+    def wants_whole_rows(self) -> bool:
+        """Whether it must go over the base once more if blocks do not hold whole rows."""
+        return self._adapted.magnitude is not None or (
+            self._change.needs_inputs or self._change.needs_outputs
+        )
+
     def beside(self, base: Array, at: Rectangle) -> Array:
         """ΔW of a rectangle, (outputs, inputs), laid out in memory as `base` is where it can be."""
         with np.errstate(all="ignore"):  # columns of NaN and infinity are counted further on
@@ -199,6 +206,11 @@ class OtherBaseReader:
 
     def __exit__(self, *_: object) -> None:
         self._base.__exit__()
+
+    @property
+    def wants_whole_rows(self) -> bool:
+        """Whether its base or its change does."""
+        return self._base.wants_whole_rows or self._change.wants_whole_rows
 
     def beside(self, base: Array, at: Rectangle) -> Array:
         """The tuned weights of a rectangle; what the compared base holds there does not matter."""

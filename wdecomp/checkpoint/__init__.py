@@ -3,6 +3,7 @@
 from wdecomp.checkpoint.container import is_adapter, is_there, open_checkpoint
 from wdecomp.checkpoint.elements import LoadedTensor, PlainTensor, read_whole
 from wdecomp.checkpoint.header import Header, ShardFile, StoredTensor, read_header
+from wdecomp.checkpoint.mapping import surviving
 from wdecomp.checkpoint.matrix import (
     BLOCK_BYTES,
     Matrix,
@@ -44,6 +45,7 @@ __all__ = [
     "read_whole",
     "runs_under",
     "steps_of",
+    "surviving",
     "weights_beside_steps",
     "whole",
 ]

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from math import prod
+from os import fstat
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from wdecomp.checkpoint.header import StoredTensor
+from wdecomp.checkpoint.mapping import LEAST, WINDOW, Window, mappable
 from wdecomp.dtypes import RAW, Array
 from wdecomp.errors import CheckpointError
 
@@ -48,6 +50,10 @@ class Elements(Protocol):
         """Copies as many elements as `into` (1-D, contiguous) has, from the `first` on."""
         ...
 
+    def view(self, first: int, count: int) -> Array | None:
+        """Elements where they lie in memory, until the next call; None if they must be copied."""
+        ...
+
 
 @contextmanager
 def open_elements(tensor: PlainTensor) -> Iterator[Elements]:
@@ -64,7 +70,12 @@ def open_elements(tensor: PlainTensor) -> Iterator[Elements]:
     except OSError as error:
         raise CheckpointError(f"{tensor.file}: cannot be read ({error.strerror}).") from None
     with stream:
-        yield _InFile(tensor, stream)
+        elements = _InFile(tensor, stream)
+        try:
+            yield elements
+            elements.check()
+        finally:
+            elements.close()
 
 
 def read_whole(tensor: PlainTensor) -> Array:
@@ -80,27 +91,68 @@ class _InMemory:
     tensor: LoadedTensor
 
     def fill(self, into: Array, first: int) -> None:
-        into[:] = self.tensor.numbers[first : first + into.size]
+        into[:] = self.view(first, into.size)
+
+    def view(self, first: int, count: int) -> Array:
+        return self.tensor.numbers[first : first + count]
 
 
-@dataclass(frozen=True)
 class _InFile:
-    tensor: StoredTensor
-    stream: FileIO
+    def __init__(self, tensor: StoredTensor, stream: FileIO) -> None:
+        self._tensor, self._stream = tensor, stream
+        self._window: Window | None = None
 
     def fill(self, into: Array, first: int) -> None:
-        tensor, left = self.tensor, into.view(np.uint8).data
+        left = into.view(np.uint8).data
         try:
-            self.stream.seek(tensor.offset + first * into.itemsize)
+            self._stream.seek(self._tensor.offset + first * into.itemsize)
             while left:
-                got = self.stream.readinto(left)
+                got = self._stream.readinto(left)
                 if not got:
-                    raise CheckpointError(
-                        f"{tensor.file}: ended while {tensor.name!r} was read. "
-                        "The file was changed: run again when it is complete."
-                    )
+                    raise self._ended()
                 left = left[got:]
         except OSError as error:
-            raise CheckpointError(
-                f"{tensor.file}: tensor {tensor.name!r} cannot be read ({error.strerror})."
-            ) from None
+            raise self._unreadable(error.strerror) from None
+
+    def view(self, first: int, count: int) -> Array | None:
+        tensor, dtype = self._tensor, np.dtype(RAW[self._tensor.dtype])
+        if not mappable() or tensor.nbytes < LEAST or tensor.offset % dtype.itemsize:
+            return None
+        start, length = tensor.offset + first * dtype.itemsize, count * dtype.itemsize
+        window = self._window
+        if window is None or not window.start <= start <= start + length <= window.stop:
+            self.check()
+            self.close()
+            rest = tensor.offset + tensor.nbytes - start
+            self._window = window = self._mapped(start, max(length, min(WINDOW, rest)))
+        return window.view(start, length).view(dtype)
+
+    def check(self) -> None:
+        """Raises if what the last views showed is not what the file had."""
+        if self._window is not None and self._window.damaged:
+            short = fstat(self._stream.fileno()).st_size < self._window.stop
+            raise self._ended() if short else self._unreadable("input/output error")
+
+    def close(self) -> None:
+        """Ends the last views."""
+        if self._window is not None:
+            self._window.close()
+            self._window = None
+
+    def _mapped(self, start: int, length: int) -> Window:
+        try:
+            return Window(self._stream.fileno(), start, length)
+        except ValueError:  # beyond the end of the file
+            raise self._ended() from None
+        except OSError as error:
+            raise self._unreadable(error.strerror) from None
+
+    def _ended(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self._tensor.file}: ended while {self._tensor.name!r} was read. "
+            "The file was changed: run again when it is complete."
+        )
+
+    def _unreadable(self, reason: str | None) -> CheckpointError:
+        tensor = self._tensor
+        return CheckpointError(f"{tensor.file}: tensor {tensor.name!r} cannot be read ({reason}).")

@@ -20,8 +20,9 @@ from wdecomp.checkpoint.pieces import Ranges, count, cut
 from wdecomp.checkpoint.rows import Weight, open_rows
 from wdecomp.dtypes import BITS, STORED_AS, Array
 
-BLOCK_BYTES = 1 << 20  # of the base: what stays in a core's second-level cache
+BLOCK_BYTES = 768 << 10  # of the base: what stays in a core's second-level cache
 DECODED_BITS = 32  # of one element of a decoded weight
+ROWS_TOGETHER = 8  # a height that is a multiple of it leaves no odd rows to the kernel
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,21 @@ class Matrix:
         rows, columns = self.stored_shape
         return (columns, rows) if self.input_first else (rows, columns)
 
-    def rectangles(self, shape: tuple[int, int], block_bytes: int) -> Iterator[Rectangle]:
-        """The upper left `shape` of the matrix in pieces that lie together on disk."""
+    def rectangles(
+        self, shape: tuple[int, int], block_bytes: int, widest: int | None = None
+    ) -> Iterator[Rectangle]:
+        """The upper left `shape` of the matrix in pieces.
+
+        Args:
+            shape: (outputs, inputs).
+            block_bytes: of a piece.
+            widest: how much of a row as it is stored a piece may have; all of it if None.
+        """
         rows, columns = reversed(shape) if self.input_first else shape
         fit = max(block_bytes * 8 // BITS.get(self.dtype, DECODED_BITS), 1)
-        width = min(columns, fit)
-        height = max(fit // max(columns, 1), 1)
+        width = min(columns, fit, widest or columns)
+        height = max(fit // max(width, 1), 1)
+        height -= height % ROWS_TOGETHER if height > ROWS_TOGETHER else 0
         for top in range(0, rows, height):
             for left in range(0, columns, width):
                 stored_rows = slice(top, min(top + height, rows))
@@ -121,15 +131,17 @@ class Matrix:
 
 
 class MatrixReader:
-    """Reads rectangles of one matrix into one buffer that it uses again and again.
+    """Rectangles of one matrix, seen where they are mapped, or read into one buffer.
 
-    An array that `read` returned is overwritten by the next call.
+    An array that `read` returned is good until the next call. With `copied`, nothing is mapped:
+    for a few rows from here and there, and for an array that is kept.
     """
 
     share: ClassVar[float] = 1.0  # of the base in what `beside` returns
 
-    def __init__(self, matrix: Matrix) -> None:
+    def __init__(self, matrix: Matrix, copied: bool = False) -> None:
         self.matrix = matrix
+        self._copied = copied
         self._dtype = np.dtype(STORED_AS.get(matrix.dtype, np.float32))
         self._buffer = np.empty(0, self._dtype)
         self._files = ExitStack()
@@ -159,7 +171,20 @@ class MatrixReader:
         """The tuned weights of a rectangle; what the base holds there does not matter."""
         return self.read(at)
 
+    @property
+    def wants_whole_rows(self) -> bool:
+        """Whether parts of the stored rows are slower to come by than whole ones."""
+        together = self.matrix.picked is None or _is_run(self.matrix.picked)
+        return not together or self._view(slice(0, 1), slice(0, 0)) is None
+
+    def _view(self, rows: slice, columns: slice) -> Array | None:
+        return None if self._copied else self._rows.view(rows, columns)
+
     def _some_rows(self, pieces: Ranges, columns: slice) -> Array:
+        if _is_run(pieces):
+            found = self._view(slice(pieces[0].start, pieces[0].stop), columns)
+            if found is not None:
+                return found
         block = self._block(count(pieces), columns.stop - columns.start)
         top = 0
         for piece in pieces:
@@ -171,8 +196,10 @@ class MatrixReader:
     def _some_columns(self, rows: slice, pieces: Ranges) -> Array:
         """A span that holds all the columns is read, and what lies between them dropped."""
         left, right = pieces[0].start, pieces[-1][-1] + 1
-        block = self._block(rows.stop - rows.start, right - left)
-        self._rows.fill(block, rows.start, left)
+        block = self._view(rows, slice(left, right))
+        if block is None:
+            block = self._block(rows.stop - rows.start, right - left)
+            self._rows.fill(block, rows.start, left)
         if count(pieces) == right - left:
             return block
         kept = [block[:, p.start - left : p.stop - left : p.step] for p in pieces]
@@ -184,9 +211,13 @@ class MatrixReader:
         return self._buffer[: height * width].reshape(height, width)
 
 
+def _is_run(pieces: Ranges) -> bool:
+    return len(pieces) == 1 and pieces[0].step == 1
+
+
 def read_matrix(matrix: Matrix) -> Array:
     """All of a matrix at once, (outputs, inputs): only where a formula cannot do with less."""
-    with MatrixReader(matrix) as reader:
+    with MatrixReader(matrix, copied=True) as reader:
         return reader.read(whole(matrix.shape))
 
 

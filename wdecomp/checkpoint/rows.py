@@ -19,6 +19,10 @@ class Rows(Protocol):
         """Copies the rectangle of `into`'s shape whose upper left corner is given."""
         ...
 
+    def view(self, rows: slice, columns: slice) -> Array | None:
+        """A rectangle where it lies in memory, until the next call; None if it must be copied."""
+        ...
+
 
 @contextmanager
 def open_rows(weight: Weight, plane: int, shape: tuple[int, int]) -> Iterator[Rows]:
@@ -51,6 +55,11 @@ class _Plain:
         for i, row in enumerate(into):
             self.elements.fill(row, self.first + (top + i) * self.width + left)
 
+    def view(self, rows: slice, columns: slice) -> Array | None:
+        first, count = self.first + rows.start * self.width, (rows.stop - rows.start) * self.width
+        found = self.elements.view(first, count)
+        return None if found is None else found.reshape(-1, self.width)[:, columns]
+
 
 @dataclass(frozen=True)
 class _Decoded:
@@ -61,3 +70,6 @@ class _Decoded:
         height, width = into.shape
         rows = self.decoder.rows(self.plane, slice(top, top + height))
         into[:] = rows[:, left : left + width]
+
+    def view(self, rows: slice, columns: slice) -> None:
+        return None

@@ -1,12 +1,14 @@
 """The kernel: pure, no files. Sums over pairs of blocks, and ΔM and ΔD from sums."""
 
 from wdecomp.decomposition.columns import ColumnDelta, column_delta_from, shrunken
+from wdecomp.decomposition.kernel import STRIP
 from wdecomp.decomposition.summary import Summary, rounding_floor, summarise
 from wdecomp.decomposition.sums import SharedSums, Sums
 from wdecomp.decomposition.tensors import AXES, Axis, Decomposition, column_delta, decompose
 
 __all__ = [
     "AXES",
+    "STRIP",
     "Axis",
     "ColumnDelta",
     "Decomposition",

@@ -67,9 +67,11 @@ def rounding_floor(weights: Floats, dtype: str) -> float:
     energy = float((rounded**2).sum())
     if energy == 0:
         return math.nan
-    _, exponent = np.frexp(rounded)
-    ulp = np.maximum(np.exp2(exponent - float(PRECISION[dtype])), SMALLEST.get(dtype, 0.0))
-    return float((ulp**2).sum()) / (24 * energy)
+    exponent = np.frexp(rounded)[1]
+    counts = np.bincount(exponent - exponent.min())
+    exponents = exponent.min() + np.arange(len(counts))
+    ulp = np.maximum(np.exp2(exponents - float(PRECISION[dtype])), SMALLEST.get(dtype, 0.0))
+    return float((counts * ulp**2).sum()) / (24 * energy)
 
 
 def _mean(values: Floats) -> float:

@@ -11,6 +11,7 @@ from threading import Event
 
 from threadpoolctl import threadpool_limits
 
+from wdecomp.checkpoint import surviving
 from wdecomp.scan.plan import Plan
 from wdecomp.scan.unit import Options, scan_unit
 from wdecomp.table import ResultsFolder
@@ -47,6 +48,7 @@ def run_units(
         folder.commit(number, scan_unit(plan, plan.units[number], options, report))
 
     with (
+        surviving(),
         threadpool_limits(limits=1),
         ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
     ):

@@ -10,6 +10,7 @@ import numpy as np
 from wdecomp.adapter import Adapted, ChangeReader, OnOtherBase, OtherBaseReader
 from wdecomp.checkpoint import Matrix, MatrixReader, Rectangle
 from wdecomp.decomposition import (
+    STRIP,
     Axis,
     ColumnDelta,
     SharedSums,
@@ -21,7 +22,7 @@ from wdecomp.decomposition import (
 from wdecomp.dtypes import Array, Floats, widen
 from wdecomp.pairing import Pair
 
-SAMPLE_ROWS, SAMPLE_WIDTH = 64, 4096  # of the base, for its rounding floor
+SAMPLE_ROWS, SAMPLE_WIDTH = 64, 1024  # of the base, for its rounding floor
 
 
 class TunedReader(Protocol):
@@ -31,6 +32,11 @@ class TunedReader(Protocol):
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
+    @property
+    def wants_whole_rows(self) -> bool:
+        """Whether a block should hold the rows of the base, as they are stored, whole."""
+        ...
+
     def beside(self, base: Array, at: Rectangle) -> Array:
         """The rectangle that belongs to this block of the base."""
         ...
@@ -75,11 +81,20 @@ def _measure(
     return [Measured(s, found.get(i)) for i, s in enumerate(sums)]
 
 
-def sampled_floor(pair: Pair) -> float:
-    """The ΔD that rounding the base's own weights to the tuned dtype gives: 0 for an adapter."""
-    if not isinstance(pair.tuned, Matrix):
-        return 0.0
-    return rounding_floor(_sample(pair.base), pair.tuned.dtype)
+class SampledFloors:
+    """The ΔD that rounding a base's own weights to a tuned dtype gives: 0 for an adapter."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Matrix, str], float] = {}
+
+    def of(self, pair: Pair) -> float:
+        """Of one pair; the base's weights are sampled once for all that have its dtype."""
+        if not isinstance(pair.tuned, Matrix):
+            return 0.0
+        key = pair.base, pair.tuned.dtype
+        if key not in self._known:
+            self._known[key] = rounding_floor(_sample(pair.base), pair.tuned.dtype)
+        return self._known[key]
 
 
 def _pass(
@@ -95,7 +110,9 @@ def _pass(
     with ExitStack() as open_files:
         reader = open_files.enter_context(MatrixReader(base))
         tuned = [open_files.enter_context(_reader(pair)) for pair in pairs]
-        for at in base.rectangles((outputs, inputs), block_bytes):
+        whole = any(each.wants_whole_rows for each in [reader, *tuned])
+        widest = None if whole else STRIP
+        for at in base.rectangles((outputs, inputs), block_bytes, widest):
             block = reader.read(at)
             for shape, of in by_shape.items():
                 here = at.within(shape)
@@ -128,7 +145,7 @@ def _sample(matrix: Matrix) -> Floats:
     rows, width = (inputs, outputs) if matrix.input_first else (outputs, inputs)
     width = min(width, SAMPLE_WIDTH)
     found = []
-    with MatrixReader(matrix) as reader:
+    with MatrixReader(matrix, copied=True) as reader:
         for row in np.unique(np.linspace(0, rows - 1, SAMPLE_ROWS).astype(int)):
             stored = slice(int(row), int(row) + 1), slice(0, width)
             at = Rectangle(*(reversed(stored) if matrix.input_first else stored))

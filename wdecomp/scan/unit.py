@@ -11,7 +11,7 @@ from wdecomp.adapter import Adapted, OnOtherBase
 from wdecomp.checkpoint import BLOCK_BYTES, core_shape
 from wdecomp.decomposition import Axis, summarise
 from wdecomp.pairing import Pair
-from wdecomp.scan.measure import Measured, measure, sampled_floor
+from wdecomp.scan.measure import Measured, SampledFloors, measure
 from wdecomp.scan.plan import Plan, Run, Unit
 from wdecomp.table import ColumnGroup, Part
 
@@ -35,23 +35,25 @@ def scan_unit(plan: Plan, unit: Unit, options: Options, on_bytes: Callable[[int]
     A matrix that did not change at all has a row in facts and none in modules: it is no point of
     the relation between ΔM and ΔD.
     """
-    part = Part()
+    part, floors = Part(), SampledFloors()
     for parameter in unit.parameters:
         beside = plan.beside(parameter)
         measured = measure([pair for _, pair in beside], options.block_bytes, on_bytes)
         for (run, pair), found in zip(beside, measured, strict=True):
-            _add_rows(part, run, pair, found, options)
+            _add_rows(part, run, pair, found, options, floors)
     return part
 
 
-def _add_rows(part: Part, run: Run, pair: Pair, found: Measured, options: Options) -> None:
+def _add_rows(
+    part: Part, run: Run, pair: Pair, found: Measured, options: Options, floors: SampledFloors
+) -> None:
     where = _where(run, pair)
     facts = _facts(pair, found)
     part.facts.append(where | facts)
     if facts["unchanged"] or pair.base.is_vector:
         return
     dtypes = {
-        "floor_delta_direction": sampled_floor(pair),
+        "floor_delta_direction": floors.of(pair),
         "dtype_base": pair.base.dtype,
         "dtype_tuned": pair.dtype_tuned,
     }
