@@ -23,7 +23,7 @@ COLUMN = 1e-5  # of a column's length, and of a turn
 # The merged copy was rounded to float32 once more than the change that we form: by 6e-8 of a
 # weight, where changes are about a hundredth of it, signed ones cancel, and some are 0.
 TABLE = {"rtol": 1e-5, "atol": 1e-7}
-RATIO = {"rtol": 1e-5, "atol": 1e-6}  # of such sums
+RATIO = {"rtol": 1e-4, "atol": 1e-5}  # growth is a difference of sums over columns: digits cancel
 
 
 def adapted_weight(each: Pair, block_bytes: int) -> Floats:
@@ -104,7 +104,7 @@ def _check_tables(folder: Path, ratios: bool) -> None:
         theirs_all = theirs.columns("merged", axis=axis)
         assert_frame_equal(
             mine_all.reset_index(drop=True), theirs_all.reset_index(drop=True),
-            check_exact=False, rtol=1e-5, atol=1e-6,
+            check_exact=False, rtol=1e-5, atol=1e-5,  # 1e-6 of ‖ΔW‖, and some are 5
         )  # fmt: skip
 
 

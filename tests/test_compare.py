@@ -17,8 +17,8 @@ import wdecomp
 from wdecomp import comparison, scan
 from wdecomp.table import Results
 
-SUMS = {"rtol": 1e-12, "atol": 1e-18}  # float64 sums in another order, divided: 4e-16 is reached
-FITS = {"rtol": 1e-9, "atol": 1e-12}  # of such figures; where layers are few, residuals cancel
+SUMS = {"rtol": 1e-6, "atol": 1e-10}  # float32 sums of other pieces, divided: 2e-8 is reached
+FITS = {"rtol": 1e-5, "atol": 1e-7}  # of such figures; where layers are few, residuals cancel
 Q = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -52,13 +52,26 @@ def test_figures_are_those_of_the_two_tensors(tmp_path: Path) -> None:
     block_bytes=st.sampled_from([1, 7, 100, 1000, 1 << 20]),
     workers=st.integers(1, 4),
     seed=st.integers(0, 3),
+    window=st.sampled_from([1, 300, 1 << 20]),
+    mapped_from=st.sampled_from([0, 1 << 40]),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_no_way_of_cutting_the_work_changes_a_table(
-    tmp_path_factory: pytest.TempPathFactory, shards: int, block_bytes: int, workers: int, seed: int
+    tmp_path_factory: pytest.TempPathFactory,
+    shards: int,
+    block_bytes: int,
+    workers: int,
+    seed: int,
+    window: int,
+    mapped_from: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("cut")
-    base, tuned = tiny_llama(2), moved(tiny_llama(2))
+    random = torch.Generator().manual_seed(9)
+    base = tiny_llama(2) | {
+        f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(130, 37, generator=random)
+        for i in range(2)
+    }
+    tuned = moved(base)
     plain = wdecomp.compare(write_full(folder / "a", base), write_full(folder / "b", tuned))
     order = np.random.default_rng(seed).permutation(list(base))
     cut = [
@@ -69,6 +82,9 @@ def test_no_way_of_cutting_the_work_changes_a_table(
     with patch.context() as patched:
         patched.setattr(comparison, "Options", lambda *a: scan.Options(*a, block_bytes=block_bytes))
         patched.setattr("wdecomp.scan.plan.UNIT_BYTES", 3000)
+        patched.setattr("wdecomp.checkpoint.elements.WINDOW", window)
+        patched.setattr("wdecomp.checkpoint.elements.LEAST", mapped_from)
+        patched.setattr("wdecomp.scan.measure.STRIP", 32)
         other = wdecomp.compare(cut[0], f"b={cut[1]}", workers=workers)
     assert_frame_equal(plain.modules, other.modules, check_exact=False, **SUMS)
     assert_frame_equal(plain.facts, other.facts, check_exact=False, **SUMS)

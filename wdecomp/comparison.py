@@ -2,11 +2,14 @@
 
 import atexit
 import math
+import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -93,7 +96,7 @@ def compare(
         )
         with byte_progress(todo, "reading", progress) as on_bytes:
             run_units(plan, options, folder, workers, on_bytes)
-        return folder.finish(_fits)
+        return folder.finish(partial(_fits, workers=workers))
 
 
 def plan_comparison(
@@ -231,21 +234,24 @@ def _source(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _fits(results: Results) -> pd.DataFrame:
+def _fits(results: Results, workers: int | None) -> pd.DataFrame:
     """The statistics of finished tables: of the matrices, and of the columns that were kept."""
-    tables = [module_fits(results.modules), *_column_fits(results)]
-    return pd.concat(tables, ignore_index=True)
-
-
-def _column_fits(results: Results) -> Iterable[pd.DataFrame]:
     modules, kept = results.modules, results.run["options"]["columns"]
     last = modules.groupby("run", sort=False)["step"].transform("max")
     at_last = modules[(modules["step"] == last) | modules["step"].isna()]
     at_last = at_last[at_last["axis"].isin(kept)]
-    for key, rows in at_last.groupby(["run", "stack", "module", "axis"], sort=False):
-        run, stack, module, axis = (str(part) for part in key)
-        every = math.ceil(rows["n_columns"].sum() / MOST_COLUMNS)
-        points = results.columns(run, None, list(rows["parameter"]), axis, max(every, 1))
-        layer_of = rows.set_index("parameter")["layer"]
-        points["layer"] = points["parameter"].map(layer_of).astype("Int64")
-        yield column_fits(run, stack, module, axis, points)
+    kinds = at_last.groupby(["run", "stack", "module", "axis"], sort=False)
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        of_columns = pool.map(lambda each: _column_fits(results, *each), kinds)
+        tables = [module_fits(modules), *of_columns]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _column_fits(results: Results, key: tuple[Any, ...], rows: pd.DataFrame) -> pd.DataFrame:
+    """The fits over the columns of one module kind of one run."""
+    run, stack, module, axis = (str(part) for part in key)
+    every = math.ceil(rows["n_columns"].sum() / MOST_COLUMNS)
+    points = results.columns(run, None, list(rows["parameter"]), axis, max(every, 1))
+    layer_of = rows.set_index("parameter")["layer"]
+    points["layer"] = points["parameter"].map(layer_of).astype("Int64")
+    return column_fits(run, stack, module, axis, points)

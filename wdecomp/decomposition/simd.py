@@ -22,7 +22,7 @@ _FLUSH = 0x8040  # bits of MXCSR: results and operands that are denormal count a
 _X86 = machine().lower() in {"x86_64", "amd64"}
 
 
-class _VectorType(types.Type):
+class _VectorType(types.Type):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__(name=f"float32x{LANES}")
 
@@ -36,7 +36,7 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, of, _VECTOR)
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def load(_: Any, array: Any, i: Any, j: Any) -> Any:
     """The numbers array[i, j : j + LANES], in memory side by side."""
 
@@ -50,7 +50,7 @@ def load(_: Any, array: Any, i: Any, j: Any) -> Any:
     return _vector(array, types.intp, types.intp), read
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def store(_: Any, array: Any, i: Any, j: Any, numbers: Any) -> Any:
     """Sets array[i, j : j + LANES] of a float32 array."""
 
@@ -62,7 +62,7 @@ def store(_: Any, array: Any, i: Any, j: Any, numbers: Any) -> Any:
     return types.void(array, types.intp, types.intp, _vector), write
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def prefetch(_: Any, array: Any, i: Any, j: Any) -> Any:
     """Asks for the cache line of array[i, j], which may lie beyond the array's end."""
 
@@ -78,7 +78,7 @@ def prefetch(_: Any, array: Any, i: Any, j: Any) -> Any:
     return types.void(array, types.intp, types.intp), ask
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def splat(_: Any, number: Any) -> Any:
     """A number in every lane."""
 
@@ -92,7 +92,7 @@ def splat(_: Any, number: Any) -> Any:
     return _vector(types.float64), spread
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def total(_: Any, numbers: Any) -> Any:
     """The sum of the lanes."""
 
@@ -109,7 +109,7 @@ def total(_: Any, numbers: Any) -> Any:
 def _define(python: Any, instruction: str) -> None:
     """An operator between two vectors, as one instruction of LLVM."""
 
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def combined(_: Any, x: Any, y: Any) -> Any:
         def combine(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             return getattr(builder, instruction)(*args, flags=FAST)
@@ -126,7 +126,7 @@ _define(operator.sub, "fsub")
 _define(operator.mul, "fmul")
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def flush_denormals(_: Any) -> Any:
     """Lets this thread take denormal numbers for zero; returns what `restore` needs."""
 
@@ -143,7 +143,7 @@ def flush_denormals(_: Any) -> Any:
     return types.int32(), change
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def restore(_: Any, before: Any) -> Any:
     """Undoes `flush_denormals`."""
 

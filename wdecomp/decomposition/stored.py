@@ -41,7 +41,7 @@ def pointer_to(context: Any, builder: Any, array_type: Any, arguments: Any) -> A
     return builder.gep(row, [j])
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def number(_: Any, array: Any, i: Any, j: Any) -> Any:
     """The number, in float64, that a stored element stands for."""
 

@@ -41,7 +41,8 @@ class SharedSums:
 
     def __init__(self, shape: tuple[int, int], count: int) -> None:
         self._sums = [Sums.zeros(shape) for _ in range(count)]
-        self._along = self._down = np.empty(0, np.float32)
+        self._along: Array = np.empty(0, np.float32)
+        self._down: Array = np.empty(0, np.float32)
         self._kept = False  # whether these two hold a of the present block of the base
 
     def add(

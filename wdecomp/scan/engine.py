@@ -12,7 +12,8 @@ from threading import Event
 from threadpoolctl import threadpool_limits
 
 from wdecomp.checkpoint import surviving
-from wdecomp.scan.plan import Plan
+from wdecomp.scan.ahead import AHEAD, pieces, read_ahead
+from wdecomp.scan.plan import Plan, Unit
 from wdecomp.scan.unit import Options, scan_unit
 from wdecomp.table import ResultsFolder
 
@@ -37,22 +38,25 @@ def run_units(
         workers: threads; one for each core if None.
         on_bytes: told, from any thread, how many more bytes have been gone through.
     """
-    stop = Event()
+    stop, count = Event(), workers or os.cpu_count() or 1
+    units = [plan.units[number] for number in folder.pending()]
 
-    def report(count: int) -> None:
+    def report(nbytes: int) -> None:
         if stop.is_set():
             raise _StoppedError
-        on_bytes(count)
+        gone_through(nbytes)
+        on_bytes(nbytes)
 
-    def work(number: int) -> None:
-        folder.commit(number, scan_unit(plan, plan.units[number], options, report))
+    def work(unit: Unit) -> None:
+        folder.commit(unit.number, scan_unit(plan, unit, options, report))
 
     with (
         surviving(),
         threadpool_limits(limits=1),
-        ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
+        read_ahead(pieces(plan, units, count), count * AHEAD) as gone_through,
+        ThreadPoolExecutor(count) as pool,
     ):
-        futures = [pool.submit(work, number) for number in folder.pending()]
+        futures = [pool.submit(work, unit) for unit in units]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:

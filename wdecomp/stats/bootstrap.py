@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from wdecomp.stats.estimators import Codes, Floats, Sample, ranks
+from wdecomp.stats.estimators import Codes, Floats, Sample
 
 RESAMPLES = 2000
 SEED = 240209353
@@ -80,7 +80,7 @@ def line_replicates(points: Sample, code: Codes, draws: Floats) -> tuple[Floats,
 def spearman_replicates(points: Sample, code: Codes, draws: Floats) -> Floats:
     """Spearman's ρ of every resample: re-ranked up to 2,000 points, fixed ranks beyond."""
     if len(points.x) > MOST_POINTS_RERANKED:
-        return pearson_replicates(*ranks(points), code, draws)
+        return pearson_replicates(*points.ranks, code, draws)
     # Half-integers throughout: these sums are exact, so no centring and no tolerance is needed.
     weights = draws[:, code]
     n = weights.sum(axis=1)

@@ -1,6 +1,7 @@
 """Correlation and line of y on x, each with its 95 % interval: arrays in, three figures out."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,14 @@ class Sample:
     def n_effective(self) -> int:
         return len(self.x) - (self.groups - 1)
 
+    @cached_property
+    def ranks(self) -> tuple[Floats, Floats]:
+        """Mid-ranks of x and of y, from 1; after demeaning, ties are ties up to rounding."""
+        x, y = self.x, self.y
+        if self.groups > 1:
+            x, y = _levels(x), _levels(y)
+        return _midranks(x), _midranks(y)
+
 
 def sample(x: Floats, y: Floats, groups: Codes | None = None) -> Sample | None:
     """The points, scaled and less their group means; None where they admit no estimate.
@@ -77,7 +86,7 @@ def spearman(points: Sample) -> Estimate:
     tanh(atanh ρ ± 1.96·√((1 + ρ²/2)/(n − 3))) (Bonett & Wright 2000, Psychometrika 65, Eq. 3),
     n as for Pearson's r.
     """
-    x, y = ranks(points)
+    x, y = points.ranks
     rho = float(stats.pearsonr(x, y).statistic)
     return _fisher(rho, 1.0 + rho**2 / 2.0, points.n_effective)
 
@@ -95,14 +104,6 @@ def line(points: Sample) -> tuple[Estimate, Estimate]:
     slope = _symmetric(found.slope, reach * found.stderr, points.y_exponent - points.x_exponent)
     intercept = _symmetric(found.intercept, reach * found.intercept_stderr, points.y_exponent)
     return slope, intercept
-
-
-def ranks(points: Sample) -> tuple[Floats, Floats]:
-    """Mid-ranks of x and of y, from 1; after demeaning, ties are ties up to rounding."""
-    x, y = points.x, points.y
-    if points.groups > 1:
-        x, y = _levels(x), _levels(y)
-    return _midranks(x), _midranks(y)
 
 
 def _midranks(values: Floats) -> Floats:
