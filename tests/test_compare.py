@@ -82,7 +82,7 @@ def test_no_way_of_cutting_the_work_changes_a_table(
     with patch.context() as patched:
         patched.setattr(comparison, "Options", lambda *a: scan.Options(*a, block_bytes=block_bytes))
         patched.setattr("wdecomp.scan.plan.UNIT_BYTES", 3000)
-        patched.setattr("wdecomp.checkpoint.elements.WINDOW", window)
+        patched.setattr("wdecomp.checkpoint.mapping.WIDEST", window)
         patched.setattr("wdecomp.checkpoint.elements.LEAST", mapped_from)
         patched.setattr("wdecomp.scan.measure.STRIP", 32)
         other = wdecomp.compare(cut[0], f"b={cut[1]}", workers=workers)

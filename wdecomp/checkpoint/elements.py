@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from wdecomp.checkpoint.header import StoredTensor
-from wdecomp.checkpoint.mapping import LEAST, WINDOW, Window, mappable
+from wdecomp.checkpoint.mapping import LEAST, Window, window_bytes
 from wdecomp.dtypes import RAW, Array
 from wdecomp.errors import CheckpointError
 
@@ -50,8 +50,16 @@ class Elements(Protocol):
         """Copies as many elements as `into` (1-D, contiguous) has, from the `first` on."""
         ...
 
+    @property
+    def viewable(self) -> bool:
+        """Whether `view` has something to show."""
+        ...
+
     def view(self, first: int, count: int) -> Array | None:
-        """Elements where they lie in memory, until the next call; None if they must be copied."""
+        """At least `count` elements where they lie in memory; None if they must be copied.
+
+        What was returned is good until the next call.
+        """
         ...
 
 
@@ -91,10 +99,14 @@ class _InMemory:
     tensor: LoadedTensor
 
     def fill(self, into: Array, first: int) -> None:
-        into[:] = self.view(first, into.size)
+        into[:] = self.tensor.numbers[first : first + into.size]
+
+    @property
+    def viewable(self) -> bool:
+        return True
 
     def view(self, first: int, count: int) -> Array:
-        return self.tensor.numbers[first : first + count]
+        return self.tensor.numbers[first:]
 
 
 class _InFile:
@@ -114,18 +126,24 @@ class _InFile:
         except OSError as error:
             raise self._unreadable(error.strerror) from None
 
+    @property
+    def viewable(self) -> bool:
+        tensor = self._tensor
+        aligned = tensor.offset % np.dtype(RAW[tensor.dtype]).itemsize == 0
+        return window_bytes() > 0 and tensor.nbytes >= LEAST and aligned
+
     def view(self, first: int, count: int) -> Array | None:
-        tensor, dtype = self._tensor, np.dtype(RAW[self._tensor.dtype])
-        if not mappable() or tensor.nbytes < LEAST or tensor.offset % dtype.itemsize:
+        if not self.viewable:
             return None
-        start, length = tensor.offset + first * dtype.itemsize, count * dtype.itemsize
-        window = self._window
-        if window is None or not window.start <= start <= start + length <= window.stop:
-            self.check()
-            self.close()
-            rest = tensor.offset + tensor.nbytes - start
-            self._window = window = self._mapped(start, max(length, min(WINDOW, rest)))
-        return window.view(start, length).view(dtype)
+        tensor, dtype = self._tensor, np.dtype(RAW[self._tensor.dtype])
+        self.check()
+        self.close()
+        # As many whole blocks as fit, so that none lies across two windows and is mapped twice.
+        fitting = count * max(window_bytes() // max(count * dtype.itemsize, 1), 1)
+        length = min(fitting, prod(tensor.shape) - first)
+        start = tensor.offset + first * dtype.itemsize
+        self._window = self._mapped(start, length * dtype.itemsize)
+        return self._window.bytes.view(dtype)
 
     def check(self) -> None:
         """Raises if what the last views showed is not what the file had."""

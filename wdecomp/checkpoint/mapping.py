@@ -19,12 +19,15 @@ import numpy as np
 
 from wdecomp.dtypes import Array
 
-WINDOW = 8 << 20  # bytes: mapped at a time, so that resident memory stays small
+WIDEST = 32 << 20  # bytes of a window: wider ones are no faster
 LEAST = 256 << 10  # bytes for which a mapping is worth while
 
 
 class Window:
-    """Some bytes of a file, mapped; `damaged` once a page of them could not be had."""
+    """Some bytes of a file, mapped; `damaged` once a page of them could not be had.
+
+    stop: where they end in the file.
+    """
 
     _open: ClassVar[set["Window"]] = set()
 
@@ -32,31 +35,23 @@ class Window:
         skip = start % mmap.ALLOCATIONGRANULARITY
         flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
         mapped = mmap.mmap(descriptor, skip + length, flags, mmap.PROT_READ, offset=start - skip)
-        self._bytes = np.frombuffer(mapped, np.uint8)
-        self._address = self._bytes.ctypes.data
-        self.start, self.stop, self._skip = start, start + length, skip
+        self.bytes: Array = np.frombuffer(mapped, np.uint8)[skip:]
+        self.stop = start + length
         self.damaged = False
+        self._first = self.bytes.ctypes.data - skip
+        self._length = skip + length
         self._open.add(self)
-
-    def view(self, start: int, length: int) -> Array:
-        """The bytes from a position of the file on."""
-        first = start - self.start + self._skip
-        return self._bytes[first : first + length]
 
     def close(self) -> None:
         """Gives the pages back; whoever still holds a view of them keeps them."""
         self._open.discard(self)
-        self._bytes = np.empty(0, np.uint8)
+        self.bytes = np.empty(0, np.uint8)
 
     @classmethod
     def at(cls, address: int) -> "Window | None":
         """The open window that an address of this process lies in."""
-        inside = (w for w in tuple(cls._open) if 0 <= address - w._address < w._length)
+        inside = (w for w in tuple(cls._open) if 0 <= address - w._first < w._length)
         return next(inside, None)
-
-    @property
-    def _length(self) -> int:
-        return self.stop - self.start + self._skip
 
 
 class _Action(ctypes.Structure):
@@ -75,16 +70,19 @@ _ADDRESS_AT = 16  # in its siginfo_t
 _FIXED = 0x10  # MAP_FIXED: over the page that is there
 _lock = Lock()
 _depth = 0
+_width = 0
 
 
-def mappable() -> bool:
-    """Whether a lost page would be survived now."""
-    return _depth > 0
+def window_bytes() -> int:
+    """How wide a window should be; 0 where a lost page would not be survived."""
+    return _width if _depth else 0
 
 
 @contextmanager
-def surviving() -> Iterator[None]:
-    """Windows may be opened, and a page that cannot be had damages only its window."""
+def surviving(width: int = WIDEST) -> Iterator[None]:
+    """Windows of about `width` bytes may be opened; a page that is lost damages only its window."""
+    global _width
+    _width = min(width, WIDEST)
     if not sys.platform.startswith("linux") or ctypes.sizeof(ctypes.c_void_p) != 8:
         yield
         return

@@ -175,7 +175,7 @@ class MatrixReader:
     def wants_whole_rows(self) -> bool:
         """Whether parts of the stored rows are slower to come by than whole ones."""
         together = self.matrix.picked is None or _is_run(self.matrix.picked)
-        return not together or self._view(slice(0, 1), slice(0, 0)) is None
+        return not together or self._copied or not self._rows.viewable
 
     def _view(self, rows: slice, columns: slice) -> Array | None:
         return None if self._copied else self._rows.view(rows, columns)

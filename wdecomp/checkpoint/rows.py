@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from wdecomp.checkpoint.elements import Elements, PlainTensor, open_elements
 from wdecomp.checkpoint.quantized import Decoder, QuantizedTensor
 from wdecomp.dtypes import Array
@@ -17,6 +19,11 @@ class Rows(Protocol):
 
     def fill(self, into: Array, top: int, left: int) -> None:
         """Copies the rectangle of `into`'s shape whose upper left corner is given."""
+        ...
+
+    @property
+    def viewable(self) -> bool:
+        """Whether `view` has something to show."""
         ...
 
     def view(self, rows: slice, columns: slice) -> Array | None:
@@ -42,23 +49,35 @@ def open_rows(weight: Weight, plane: int, shape: tuple[int, int]) -> Iterator[Ro
         yield _Plain(elements, width, first=plane * rows * width)
 
 
-@dataclass(frozen=True)
 class _Plain:
-    elements: Elements
-    width: int
-    first: int  # element of the plane
+    def __init__(self, elements: Elements, width: int, first: int) -> None:
+        self._elements, self._width, self._first = elements, width, first
+        self._seen = np.empty((0, width))
+        self._top = 0  # row of the plane that is the first of `_seen`
 
     def fill(self, into: Array, top: int, left: int) -> None:
-        if into.shape[1] == self.width:
-            self.elements.fill(into.reshape(-1), self.first + top * self.width)
+        if into.shape[1] == self._width:
+            self._elements.fill(into.reshape(-1), self._first + top * self._width)
             return
         for i, row in enumerate(into):
-            self.elements.fill(row, self.first + (top + i) * self.width + left)
+            self._elements.fill(row, self._first + (top + i) * self._width + left)
+
+    @property
+    def viewable(self) -> bool:
+        return self._elements.viewable
 
     def view(self, rows: slice, columns: slice) -> Array | None:
-        first, count = self.first + rows.start * self.width, (rows.stop - rows.start) * self.width
-        found = self.elements.view(first, count)
-        return None if found is None else found.reshape(-1, self.width)[:, columns]
+        start, stop = rows.start - self._top, rows.stop - self._top
+        if start < 0 or stop > len(self._seen):
+            self._seen = np.empty((0, self._width))
+            count = (rows.stop - rows.start) * self._width
+            found = self._elements.view(self._first + rows.start * self._width, count)
+            if found is None:
+                return None
+            full = found.size // self._width
+            self._seen, self._top = found[: full * self._width].reshape(full, -1), rows.start
+            start, stop = 0, rows.stop - rows.start
+        return self._seen[start:stop, columns]
 
 
 @dataclass(frozen=True)
@@ -70,6 +89,10 @@ class _Decoded:
         height, width = into.shape
         rows = self.decoder.rows(self.plane, slice(top, top + height))
         into[:] = rows[:, left : left + width]
+
+    @property
+    def viewable(self) -> bool:
+        return False
 
     def view(self, rows: slice, columns: slice) -> None:
         return None

@@ -13,9 +13,12 @@ float64, strip by strip while it is in the cache. That is enough for whole colum
 Cauchy and Schwarz, what holds for a, b and c of every piece of a column holds for their sums.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
+from numba import types
+from numba.np.numpy_support import from_dtype
 
 from wdecomp.decomposition.compiling import compiled
 from wdecomp.decomposition.simd import (
@@ -42,6 +45,23 @@ MOST_PARALLEL, LEAST_REST = np.float32(0.95), np.float32(0.01)
 
 Vector = Any  # of `LANES` float32, see simd
 Vectors = tuple[Vector, Vector, Vector]  # of a, b and c
+
+
+@cache
+def kernel(base: Any, second: Any, known: bool) -> Any:
+    """`add_block`, or `add_exactly` for float64, compiled for numpy's dtypes of the two blocks.
+
+    Types are given, not taken from the arguments, so that there is one compilation for rows that
+    lie apart and for rows that do not, for arrays that may be written to and for others.
+    """
+    blocks = [types.Array(from_dtype(d), 2, "A", readonly=True) for d in (base, second)]
+    sums, at = types.float64[:, ::1], types.UniTuple(types.intp, 2)
+    last = types.intp if known else types.none
+    if np.float64 in (base, second):
+        part = types.UniTuple(types.intp, 4)
+        return add_exactly.compile((*blocks, types.float64, sums, sums, at, part, last))
+    along, down = types.float32[:, :, ::1], types.float32[:, ::1]
+    return add_block.compile((*blocks, types.float64, sums, sums, at, along, down, last))
 
 
 @compiled

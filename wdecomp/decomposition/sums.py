@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from llvmlite import binding
 
-from wdecomp.decomposition.kernel import STRIP, add_block, add_exactly
+from wdecomp.decomposition.kernel import STRIP, kernel
 from wdecomp.dtypes import Array, Floats, widen
 
 BAND = 256  # rows over which a column's sums are formed in float32
@@ -59,22 +59,20 @@ class SharedSums:
             inputs: likewise.
         """
         sums = self._sums[which]
-        base, second = _compilable(base), _compilable(second)
         rows, columns, top, left = sums.output, sums.input, outputs.start, inputs.start
         if not _runs_along_rows(base):
             base, second, rows, columns = base.T, second.T, columns, rows
             top, left = left, top
         base, second = _readable(base), _readable(second)
         known = 0 if which and self._kept else None
-        self._kept = False
-        if np.float64 in (base.dtype, second.dtype):
-            height, width = base.shape
-            whole = (0, height, 0, width)
-            add_exactly(base, second, share, rows, columns, (top, left), whole, known)
+        add_block = kernel(base.dtype, second.dtype, known is not None)
+        self._kept = np.float64 not in (base.dtype, second.dtype)
+        if not self._kept:
+            part = (0, base.shape[0], 0, base.shape[1])
+            add_block(base, second, share, rows, columns, (top, left), part, known)
             return
         if known is None:
             self._make_room(base.shape)
-        self._kept = True
         for band, start in enumerate(range(0, len(base), BAND)):
             x, y = base[start : start + BAND], second[start : start + BAND]
             along, down = self._along[band], self._down[band]
@@ -101,16 +99,12 @@ def _runs_along_rows(block: Array) -> bool:
 
 
 def _readable(block: Array) -> Array:
-    """With rows that lie together; never written to, so that compiled code need not exist twice."""
+    """As compiled code takes it: numbers of a row side by side."""
+    if block.dtype == np.int16 and not _converts_half():
+        block = widen(block)
     if block.strides[1] != block.itemsize:
         block = np.ascontiguousarray(block)
-    found = block.view()
-    found.flags.writeable = False
-    return found
-
-
-def _compilable(stored: Array) -> Array:
-    return widen(stored) if stored.dtype == np.int16 and not _converts_half() else stored
+    return block
 
 
 @cache

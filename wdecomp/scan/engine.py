@@ -17,6 +17,8 @@ from wdecomp.scan.plan import Plan, Unit
 from wdecomp.scan.unit import Options, scan_unit
 from wdecomp.table import ResultsFolder
 
+MAPPED_BYTES = 192 << 20  # by all workers together
+
 
 class _StoppedError(Exception):
     """Another unit failed or the user interrupted: not worth a word of its own."""
@@ -51,7 +53,7 @@ def run_units(
         folder.commit(unit.number, scan_unit(plan, unit, options, report))
 
     with (
-        surviving(),
+        surviving(MAPPED_BYTES // (count * (len(plan.runs) + 1))),
         threadpool_limits(limits=1),
         read_ahead(pieces(plan, units, count), count * AHEAD) as gone_through,
         ThreadPoolExecutor(count) as pool,

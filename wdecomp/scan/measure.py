@@ -22,7 +22,8 @@ from wdecomp.decomposition import (
 from wdecomp.dtypes import Array, Floats, widen
 from wdecomp.pairing import Pair
 
-SAMPLE_ROWS, SAMPLE_WIDTH = 64, 1024  # of the base, for its rounding floor
+UNCACHED = 8  # times a block that must stay in the cache: calls of the kernel cost time, too
+SAMPLE_ROWS, SAMPLE_WIDTH = 16, 4096  # of the base, for its rounding floor
 
 
 class TunedReader(Protocol):
@@ -111,8 +112,9 @@ def _pass(
         reader = open_files.enter_context(MatrixReader(base))
         tuned = [open_files.enter_context(_reader(pair)) for pair in pairs]
         whole = any(each.wants_whole_rows for each in [reader, *tuned])
-        widest = None if whole else STRIP
-        for at in base.rectangles((outputs, inputs), block_bytes, widest):
+        if not whole and len(pairs) == 1:  # nothing is read twice, and so need not stay in a cache
+            block_bytes *= UNCACHED
+        for at in base.rectangles((outputs, inputs), block_bytes, None if whole else STRIP):
             block = reader.read(at)
             for shape, of in by_shape.items():
                 here = at.within(shape)

@@ -8,7 +8,7 @@ from wdecomp.checkpoint import Checkpoint
 from wdecomp.names import Place
 from wdecomp.pairing import Pair, Pairing
 
-UNIT_BYTES = 256 << 20  # of input: what one commit to the results folder is worth
+UNIT_BYTES = 512 << 20  # of input: what one commit to the results folder is worth
 DIGITS = re.compile(r"([0-9]{1,9})")
 
 
