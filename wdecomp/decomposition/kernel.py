@@ -31,7 +31,7 @@ from wdecomp.decomposition.simd import (
     store,
     total,
 )
-from wdecomp.decomposition.stored import number
+from wdecomp.decomposition.stored import array_at, number
 from wdecomp.dtypes import Array, Floats
 
 STRIP = 4096  # columns whose running sums stay in the first-level cache
@@ -48,20 +48,59 @@ Vectors = tuple[Vector, Vector, Vector]  # of a, b and c
 
 
 @cache
-def kernel(base: Any, second: Any, known: bool) -> Any:
-    """`add_block`, or `add_exactly` for float64, compiled for numpy's dtypes of the two blocks.
+def kernel(base: Any, second: Any) -> Any:
+    """`add_blocks`, compiled for numpy's dtypes of the blocks; not for float64.
 
     Types are given, not taken from the arguments, so that there is one compilation for rows that
     lie apart and for rows that do not, for arrays that may be written to and for others.
     """
     blocks = [types.Array(from_dtype(d), 2, "A", readonly=True) for d in (base, second)]
-    sums, at = types.float64[:, ::1], types.UniTuple(types.intp, 2)
-    last = types.intp if known else types.none
-    if np.float64 in (base, second):
-        part = types.UniTuple(types.intp, 4)
-        return add_exactly.compile((*blocks, types.float64, sums, sums, at, part, last))
-    along, down = types.float32[:, :, ::1], types.float32[:, ::1]
-    return add_block.compile((*blocks, types.float64, sums, sums, at, along, down, last))
+    places, at = types.intp[:, ::1], types.UniTuple(types.intp, 2)
+    sums, running = types.float64[:, :, ::1], types.float32[:, :, ::1]
+    return add_blocks.compile(
+        (*blocks, places, types.float64, sums, sums, at, types.intp, running, types.float32[:, ::1])
+    )
+
+
+@compiled
+def add_blocks(
+    base: Array,
+    second: Array,
+    places: Array,
+    share: float,
+    rows: Floats,
+    columns: Floats,
+    at: tuple[int, int],
+    band: int,
+    along: Array,
+    down: Array,
+) -> None:
+    """Adds the sums (a, b, c) of some pairs of blocks that have one base, in place.
+
+    While a band of the base is in the cache, all that stands beside it has its turn.
+
+    Args:
+        base: (height, width), as stored; numbers of a row lie side by side.
+        second: (height, width), likewise: the tuned weights or the change of the first pair.
+        places: (pairs, 3), for every pair the address of its `second`, the bytes from row to row
+            of that, and where the pair is in `rows` and `columns`.
+        share: 1.0 or 0.0, see above.
+        rows: (all pairs, 3, matrix height), sums along each row; a only of the first pair here.
+        columns: (all pairs, 3, matrix width), sums along each column; likewise.
+        at: row and column of the matrix at which the block begins.
+        band: rows of one.
+        along: (strips, 3, band), float32, for the running sums of rows.
+        down: (3, width), float32, for those of columns.
+    """
+    for top in range(0, base.shape[0], band):
+        x, here = base[top : top + band], (at[0] + top, at[1])
+        for k in range(len(places)):
+            y = array_at(second, places[k, 0], places[k, 1])[top : top + band]
+            i = places[k, 2]
+            if k == 0:
+                add_block(x, y, share, rows[i], columns[i], here, along, down, None)
+            else:
+                add_block(x, y, share, rows[i], columns[i], here, along, down, 0)
 
 
 @compiled

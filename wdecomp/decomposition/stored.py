@@ -51,3 +51,22 @@ def number(_: Any, array: Any, i: Any, j: Any) -> Any:
         return value if array.dtype == types.float64 else builder.fpext(value, ir.DoubleType())
 
     return types.float64(array, types.intp, types.intp), read
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def array_at(_: Any, like: Any, address: Any, stride: Any) -> Any:
+    """An array of the type and shape of `like` at another address, so many bytes from row to row.
+
+    It owns nothing: whoever has the address keeps what lies there.
+    """
+
+    def place(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(like)(context, builder, args[0])
+        array.data = builder.inttoptr(args[1], array.data.type)
+        strides = builder.insert_value(array.strides, args[2], 0)
+        array.strides = strides
+        nothing = cgutils.voidptr_t
+        array.meminfo = array.parent = ir.Constant(nothing, None)
+        return array._getvalue()
+
+    return like(like, types.intp, types.intp), place

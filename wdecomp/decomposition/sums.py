@@ -4,18 +4,21 @@ A block is given as (output, input); whether it lies in memory that way or trans
 runs along the memory.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from platform import machine
+from typing import Any
 
 import numba
 import numpy as np
 from llvmlite import binding
 
-from wdecomp.decomposition.kernel import STRIP, kernel
+from wdecomp.decomposition.kernel import STRIP, TILE, add_exactly, kernel
 from wdecomp.dtypes import Array, Floats, widen
 
-BAND = 256  # rows over which a column's sums are formed in float32
+BAND = 256  # rows over which a column's sums are formed in float32, at most
+CACHED = 768 << 10  # bytes of the base that stay in a core's second-level cache
 
 
 @dataclass(frozen=True)
@@ -29,68 +32,75 @@ class Sums:
     output: Floats
     input: Floats
 
-    @staticmethod
-    def zeros(shape: tuple[int, int]) -> "Sums":
-        """Sums of a matrix pair of (outputs, inputs) before its first block."""
-        outputs, inputs = shape
-        return Sums(np.zeros((3, outputs)), np.zeros((3, inputs)))
-
 
 class SharedSums:
     """The sums of several pairs that have one base and one shape: its a is formed but once."""
 
     def __init__(self, shape: tuple[int, int], count: int) -> None:
-        self._sums = [Sums.zeros(shape) for _ in range(count)]
-        self._along: Array = np.empty(0, np.float32)
-        self._down: Array = np.empty(0, np.float32)
-        self._kept = False  # whether these two hold a of the present block of the base
+        outputs, inputs = shape
+        self._output, self._input = np.zeros((count, 3, outputs)), np.zeros((count, 3, inputs))
 
     def add(
-        self, which: int, base: Array, second: Array, share: float, outputs: slice, inputs: slice
+        self,
+        base: Array,
+        seconds: Sequence[Array],
+        shares: Sequence[float],
+        outputs: slice,
+        inputs: slice,
     ) -> None:
-        """Adds one block to the sums of the columns that it touches; the first pair goes first.
+        """Adds one block to the sums of the columns that it touches.
 
         Args:
-            which: of the pairs.
             base: (outputs, inputs) of the block, as stored.
-            second: likewise; the tuned weights (share 1) or their change (share 0).
-            share: how much of the base is in `second`.
+            seconds: likewise, for every pair the tuned weights (share 1) or their change (share 0).
+            shares: how much of the base is in each of `seconds`.
             outputs: where the block lies in the matrix.
             inputs: likewise.
         """
-        sums = self._sums[which]
-        rows, columns, top, left = sums.output, sums.input, outputs.start, inputs.start
+        rows, columns, at = self._output, self._input, (outputs.start, inputs.start)
         if not _runs_along_rows(base):
-            base, second, rows, columns = base.T, second.T, columns, rows
-            top, left = left, top
-        base, second = _readable(base), _readable(second)
-        known = 0 if which and self._kept else None
-        add_block = kernel(base.dtype, second.dtype, known is not None)
-        self._kept = np.float64 not in (base.dtype, second.dtype)
-        if not self._kept:
-            part = (0, base.shape[0], 0, base.shape[1])
-            add_block(base, second, share, rows, columns, (top, left), part, known)
-            return
-        if known is None:
-            self._make_room(base.shape)
-        for band, start in enumerate(range(0, len(base), BAND)):
-            x, y = base[start : start + BAND], second[start : start + BAND]
-            along, down = self._along[band], self._down[band]
-            add_block(x, y, share, rows, columns, (top + start, left), along, down, known)
+            base, seconds, rows, columns = base.T, [y.T for y in seconds], columns, rows
+            at = inputs.start, outputs.start
+        base, seconds = _readable(base), [_readable(second) for second in seconds]
+        alike: dict[tuple[Any, float], list[int]] = {}
+        for i, (second, share) in enumerate(zip(seconds, shares, strict=True)):
+            alike.setdefault((second.dtype, share), []).append(i)
+        for (dtype, share), which in alike.items():
+            if np.float64 in (base.dtype, dtype):
+                part = (0, base.shape[0], 0, base.shape[1])
+                for i in which:
+                    add_exactly(base, seconds[i], share, rows[i], columns[i], at, part, None)
+                continue
+            band = _band(base, len(which))
+            strips, width = -(-base.shape[1] // STRIP), base.shape[1]
+            kernel(base.dtype, dtype)(
+                base,
+                seconds[which[0]],
+                np.array([(*_place(seconds[i]), i) for i in which], np.intp),
+                share,
+                rows,
+                columns,
+                at,
+                band,
+                np.empty((strips, 3, band), np.float32),
+                np.empty((3, width), np.float32),
+            )
 
     def total(self) -> list[Sums]:
         """The sums of every pair."""
-        first = self._sums[0]
-        for sums in self._sums[1:]:
-            sums.output[0], sums.input[0] = first.output[0], first.input[0]
-        return self._sums
+        self._output[1:, 0], self._input[1:, 0] = self._output[0, 0], self._input[0, 0]
+        return [Sums(*each) for each in zip(self._output, self._input, strict=True)]
 
-    def _make_room(self, block: tuple[int, ...]) -> None:
-        height, width = block
-        bands, strips = -(-height // BAND), -(-width // STRIP)
-        if self._down.shape != (bands, 3, width):
-            self._down = np.empty((bands, 3, width), np.float32)
-            self._along = np.empty((bands, strips, 3, BAND), np.float32)
+
+def _band(base: Array, pairs: int) -> int:
+    """How many rows at a time: with several pairs, so many that they stay in the cache."""
+    fitting = CACHED // (min(base.shape[1], STRIP) * base.itemsize)
+    return BAND if pairs == 1 else max(min(fitting - fitting % TILE, BAND), TILE)
+
+
+def _place(block: Array) -> tuple[int, int]:
+    """Address and bytes from row to row."""
+    return block.__array_interface__["data"][0], block.strides[0]
 
 
 def _runs_along_rows(block: Array) -> bool:

@@ -84,7 +84,7 @@ def column_delta(base: Any, tuned: Any, axis: Axis = "output") -> ColumnDelta:
 def _summed(base: Array, second: Array, share: float) -> Sums:
     outputs, inputs = base.shape
     sums = SharedSums((outputs, inputs), 1)
-    sums.add(0, base, second, share, slice(0, outputs), slice(0, inputs))
+    sums.add(base, [second], [share], slice(0, outputs), slice(0, inputs))
     return sums.total()[0]
 
 

@@ -22,7 +22,7 @@ from wdecomp.decomposition import (
 from wdecomp.dtypes import Array, Floats, widen
 from wdecomp.pairing import Pair
 
-UNCACHED = 8  # times a block that must stay in the cache: calls of the kernel cost time, too
+UNCACHED = 8  # times the block that is copied or formed is one that is only looked at
 SAMPLE_ROWS, SAMPLE_WIDTH = 16, 4096  # of the base, for its rounding floor
 
 
@@ -112,7 +112,7 @@ def _pass(
         reader = open_files.enter_context(MatrixReader(base))
         tuned = [open_files.enter_context(_reader(pair)) for pair in pairs]
         whole = any(each.wants_whole_rows for each in [reader, *tuned])
-        if not whole and len(pairs) == 1:  # nothing is read twice, and so need not stay in a cache
+        if not whole:
             block_bytes *= UNCACHED
         for at in base.rectangles((outputs, inputs), block_bytes, None if whole else STRIP):
             block = reader.read(at)
@@ -121,9 +121,9 @@ def _pass(
                 if here is None:
                     continue
                 w0 = block[: here.shape[0], : here.shape[1]]
-                for which, i in enumerate(of):
-                    second, share = tuned[i].beside(w0, here), tuned[i].share - share_less
-                    shared[shape].add(which, w0, second, share, here.outputs, here.inputs)
+                seconds = [tuned[i].beside(w0, here) for i in of]
+                shares = [tuned[i].share - share_less for i in of]
+                shared[shape].add(w0, seconds, shares, here.outputs, here.inputs)
             on_bytes(block.nbytes * (1 + sum(isinstance(p.tuned, Matrix) for p in pairs)))
     found = {
         i: s
