@@ -17,11 +17,11 @@ from typing import Any, Literal
 import pandas as pd
 
 from wdecomp.checkpoint import Checkpoint, is_there, open_checkpoint
-from wdecomp.decomposition import AXES, Axis
+from wdecomp.decomposition import AXES, Axis, compilation_told
 from wdecomp.errors import CheckpointError, PairingError
 from wdecomp.inputs import Tuned, joined, named_path, parse_tuned, place_filter
 from wdecomp.pairing import LeftOut, pair, through_other_base
-from wdecomp.progress import byte_progress
+from wdecomp.progress import aside, byte_progress
 from wdecomp.scan import Options, Plan, Run, make_plan, run_units
 from wdecomp.stats import column_fits, module_fits
 from wdecomp.table import VERSION, Results, open_folder
@@ -30,6 +30,7 @@ Axes = Literal["output", "input", "both"]
 Columns = Literal["none", "output", "input", "both"]
 MOST_COLUMNS = 1 << 18  # of a module kind in one fit; of more, evenly spaced ones are taken
 QUANTIZATION = "quantization"  # the run that shows what quantising the base did
+COMPILING = "Compiling the kernel for these dtypes: some seconds, once; it is kept."
 LIBRARIES = ("wdecomp", "numba", "numpy", "pandas", "pyarrow", "scipy")
 
 
@@ -94,7 +95,10 @@ def compare(
         todo = sum(
             plan.nbytes(name) for unit in folder.pending() for name in plan.units[unit].parameters
         )
-        with byte_progress(todo, "reading", progress) as on_bytes:
+        with (
+            compilation_told(lambda: aside(COMPILING, progress)),
+            byte_progress(todo, "reading", progress) as on_bytes,
+        ):
             run_units(plan, options, folder, workers, on_bytes)
         return folder.finish(partial(_fits, workers=workers))
 

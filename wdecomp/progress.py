@@ -29,3 +29,9 @@ def byte_progress(total: int, label: str, shown: bool) -> Iterator[Callable[[int
                 bar.update(count)
 
         yield advance
+
+
+def aside(text: str, shown: bool) -> None:
+    """A line on stderr, above the progress bar."""
+    if shown:
+        tqdm.write(text, file=sys.stderr)

@@ -1,6 +1,7 @@
 """The kernel: pure, no files. Sums over pairs of blocks, and ΔM and ΔD from sums."""
 
 from wdecomp.decomposition.columns import ColumnDelta, column_delta_from, shrunken
+from wdecomp.decomposition.compiling import compilation_told
 from wdecomp.decomposition.kernel import STRIP
 from wdecomp.decomposition.summary import Summary, rounding_floor, summarise
 from wdecomp.decomposition.sums import SharedSums, Sums
@@ -17,6 +18,7 @@ __all__ = [
     "Sums",
     "column_delta",
     "column_delta_from",
+    "compilation_told",
     "decompose",
     "rounding_floor",
     "shrunken",

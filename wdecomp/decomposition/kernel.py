@@ -39,9 +39,9 @@ TILE = 4  # rows at a time: so often are the columns' sums loaded and stored les
 
 # Where sums in float32 are as good as the claim: no squares lost at either end of its range …
 LEAST_A, LEAST_C, MOST = np.float32(1e-12), np.float32(1e-22), np.float32(1e15)
-# … and what is left is more than rounding when the parallel part of the change is taken out
-# (ac − b²) and when the change is added to the base (a + 2b + c).
-MOST_PARALLEL, LEAST_REST = np.float32(0.95), np.float32(0.01)
+# … and what is left of the change without its part along w0 (ac − b²) is more than rounding. Then
+# so is what is left of w0 when the change is added to it (a + 2b + c).
+MOST_PARALLEL = np.float32(0.95)
 
 Vector = Any  # of `LANES` float32, see simd
 Vectors = tuple[Vector, Vector, Vector]  # of a, b and c
@@ -215,12 +215,7 @@ def _doubtful(sums: Array, start: int, stop: int) -> bool:
     all_a, all_b, all_c = sums[0, start:stop], sums[1, start:stop], sums[2, start:stop]
     for j in range(stop - start):
         a, b, c = all_a[j], all_b[j], all_c[j]
-        told_apart = (
-            (c >= LEAST_C)
-            & (c <= MOST)
-            & (b * b <= MOST_PARALLEL * (a * c))
-            & (a + b + b + c >= LEAST_REST * a)
-        )
+        told_apart = (c >= LEAST_C) & (c <= MOST) & (b * b <= MOST_PARALLEL * (a * c))
         good = (a >= LEAST_A) & (a <= MOST) & ((c == 0) | told_apart)
         bad += np.float32(0) if good else np.float32(1)
     return bool(bad)
