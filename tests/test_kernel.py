@@ -79,10 +79,18 @@ def test_pairs_of_one_base_have_the_sums_that_each_has_alone() -> None:
             together.add(base[rows, columns], parts, shares, rows, columns)
     for found, second, share in zip(together.total(), seconds, shares, strict=True):
         _agree(found, _plain(base, second, share))
-    first, *others = together.total()
-    for other in others:
-        assert_array_equal(other.output[0], first.output[0])
-        assert_array_equal(other.input[0], first.input[0])
+
+
+def test_a_pair_that_wants_float64_has_all_of_it_beside_others_that_do_not() -> None:
+    """Its a, too: beside b and c of float64 the digits of a float32 one would not cancel."""
+    base = _block(0, (64, 64), torch.float32)
+    seconds = [
+        _block(1, base.shape, torch.float32),
+        base * np.float32(1.01),
+        _block(2, base.shape, torch.float32),
+    ]
+    found = _added(base, seconds, [1.0] * 3)
+    _agree(found[1], _plain(base, seconds[1], 1.0), 1e-12)
 
 
 @pytest.mark.parametrize("size", [1e-39, 1e-25, 1e-20, 1e18, 1e30])

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from wdecomp.checkpoint import Checkpoint, is_there, open_checkpoint
-from wdecomp.decomposition import AXES, Axis, compilation_told
+from wdecomp.decomposition import AXES, Axis, compilation_told, require_device
 from wdecomp.errors import CheckpointError, PairingError
 from wdecomp.inputs import Tuned, joined, named_path, parse_tuned, place_filter
 from wdecomp.pairing import LeftOut, pair, through_other_base
@@ -47,6 +47,7 @@ def compare(
     restart: bool = False,
     progress: bool = False,
     allow_pickle: bool = False,
+    device: str = "cpu",
 ) -> Results:
     """The tables of ΔM and ΔD of every tuned checkpoint against its base.
 
@@ -72,10 +73,12 @@ def compare(
         restart: replace the results of another run in `out`.
         progress: show bytes, rate and time left on stderr.
         allow_pickle: open pickled files (`.bin`, `.pt`, …) too, as tensors alone; needs torch.
+        device: "cpu", or "cuda" or "cuda:N" for sums on a GPU; that needs torch.
 
     Raises:
         WdecompError: a path, a file, a pair of checkpoints or the folder is not what it must be.
     """
+    require_device(device)
     plan = plan_comparison(
         base,
         *tuned,
@@ -86,7 +89,7 @@ def compare(
     )
     axes = _axes(axis, ("output", "input", "both"))
     kept = _axes(columns, ("none", "output", "input", "both"))
-    options = Options(axes, tuple(a for a in kept if a in axes))
+    options = Options(axes, tuple(a for a in kept if a in axes), device=device)
     folder_path = _temporary_folder() if out is None else Path(out)
     with open_folder(folder_path, _record(plan, options), restart) as folder:
         if folder.is_done():

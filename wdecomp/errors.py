@@ -7,6 +7,7 @@ WdecompError
 ├── DegenerateError   the numbers admit no answer (a zero column has no direction)
 ├── ResultsError      a results folder is not one, is another schema's, or belongs to another run
 ├── TrainingError     a training run cannot start, or its loss is no longer a number
+├── DeviceError       sums cannot be formed on the device that was asked for
 └── MissingExtraError a command needs packages that an extra of wdecomp installs
 
 A message reads "where: what is, what was expected. What to do."; the CLI prints it as one line
@@ -42,6 +43,10 @@ class ResultsError(WdecompError):
 
 class TrainingError(WdecompError):
     """A training run cannot start, or its loss is no longer a number."""
+
+
+class DeviceError(WdecompError):
+    """Sums cannot be formed on the device that was asked for."""
 
 
 class MissingExtraError(WdecompError):

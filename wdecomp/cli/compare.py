@@ -38,6 +38,9 @@ from wdecomp.cli.selection import (
 @modules_option
 @layers_option
 @base_dequantized_option
+@click.option(
+    "--device", default="cpu", show_default=True, help="Where sums are formed: cpu, cuda, cuda:N."
+)
 @click.option("-j", "--workers", type=click.IntRange(min=1), help="Threads [default: all cores].")
 @pickle_option
 @click.option("--restart", is_flag=True, help="Replace the results of another run in --out.")

@@ -2,6 +2,7 @@
 
 from wdecomp.decomposition.columns import ColumnDelta, column_delta_from, shrunken
 from wdecomp.decomposition.compiling import compilation_told
+from wdecomp.decomposition.device import require_device, sums_on
 from wdecomp.decomposition.kernel import STRIP
 from wdecomp.decomposition.summary import Summary, rounding_floor, summarise
 from wdecomp.decomposition.sums import SharedSums, Sums
@@ -20,7 +21,9 @@ __all__ = [
     "column_delta_from",
     "compilation_told",
     "decompose",
+    "require_device",
     "rounding_floor",
     "shrunken",
     "summarise",
+    "sums_on",
 ]

@@ -85,8 +85,8 @@ def add_blocks(
         places: (pairs, 3), for every pair the address of its `second`, the bytes from row to row
             of that, and where the pair is in `rows` and `columns`.
         share: 1.0 or 0.0, see above.
-        rows: (all pairs, 3, matrix height), sums along each row; a only of the first pair here.
-        columns: (all pairs, 3, matrix width), sums along each column; likewise.
+        rows: (all pairs, 3, matrix height), sums along each row.
+        columns: (all pairs, 3, matrix width), sums along each column.
         at: row and column of the matrix at which the block begins.
         band: rows of one.
         along: (strips, 3, band), float32, for the running sums of rows.
@@ -127,7 +127,7 @@ def add_block(
         along: (strips, 3, at least height), float32, where the sums of each strip's rows form.
         down: (3, width), float32, where those of its columns do.
         known: None; or a number if the last call was for the same block of the base. Its a then
-            still stands in `along` and `down`, and is not added to `rows` and `columns` again.
+            still stands in `along` and `down`, and is not formed again.
     """
     height, width = base.shape
     for left in range(0, width, STRIP):
@@ -145,12 +145,12 @@ def add_block(
                 or (not of_rows[2, :tiled].any() and _differs(x, y, share))
             ):
                 part = (0, tiled, left, even)
-                add_exactly(base, second, share, rows, columns, at, part, known)
+                add_exactly(base, second, share, rows, columns, at, part)
             else:
-                _increase(rows, at[0], of_rows, 0, tiled, known)
-                _increase(columns, at[1] + left, down, left, even, known)
+                _increase(rows, at[0], of_rows, 0, tiled)
+                _increase(columns, at[1] + left, down, left, even)
         for part in ((0, tiled, even, right), (tiled, height, left, right)):
-            add_exactly(base, second, share, rows, columns, at, part, known)
+            add_exactly(base, second, share, rows, columns, at, part)
 
 
 @compiled
@@ -232,11 +232,9 @@ def _differs(base: Array, second: Array, share: float) -> bool:
 
 
 @compiled
-def _increase(
-    sums: Floats, first: int, by: Array, start: int, stop: int, known: int | None
-) -> None:
+def _increase(sums: Floats, first: int, by: Array, start: int, stop: int) -> None:
     """Adds `by` from `start` to `stop` to the sums from the `first` on."""
-    for k in range(0 if known is None else 1, 3):
+    for k in range(3):
         into, part = sums[k, first : first + stop - start], by[k, start:stop]
         for j in range(stop - start):
             into[j] += part[j]
@@ -245,7 +243,7 @@ def _increase(
 @compiled
 def add_exactly(
     base: Array, second: Array, share: float, rows: Floats, columns: Floats,
-    at: tuple[int, int], part: tuple[int, int, int, int], known: int | None,
+    at: tuple[int, int], part: tuple[int, int, int, int],
 ) -> None:  # fmt: skip
     """The same, for the part (top, bottom, left, right) of a block, all of it in float64."""
     top, bottom, left, right = part
@@ -260,11 +258,9 @@ def add_exactly(
             a += aa
             b += bb
             c += cc
-            if known is None:
-                down_a[j] += aa
+            down_a[j] += aa
             down_b[j] += bb
             down_c[j] += cc
-        if known is None:
-            rows[0, at[0] + i] += a
+        rows[0, at[0] + i] += a
         rows[1, at[0] + i] += b
         rows[2, at[0] + i] += c

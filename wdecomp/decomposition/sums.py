@@ -69,7 +69,7 @@ class SharedSums:
             if np.float64 in (base.dtype, dtype):
                 part = (0, base.shape[0], 0, base.shape[1])
                 for i in which:
-                    add_exactly(base, seconds[i], share, rows[i], columns[i], at, part, None)
+                    add_exactly(base, seconds[i], share, rows[i], columns[i], at, part)
                 continue
             band = _band(base, len(which))
             strips, width = -(-base.shape[1] // STRIP), base.shape[1]
@@ -88,7 +88,6 @@ class SharedSums:
 
     def total(self) -> list[Sums]:
         """The sums of every pair."""
-        self._output[1:, 0], self._input[1:, 0] = self._output[0, 0], self._input[0, 0]
         return [Sums(*each) for each in zip(self._output, self._input, strict=True)]
 
 

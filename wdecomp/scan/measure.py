@@ -13,11 +13,11 @@ from wdecomp.decomposition import (
     STRIP,
     Axis,
     ColumnDelta,
-    SharedSums,
     Sums,
     column_delta_from,
     rounding_floor,
     shrunken,
+    sums_on,
 )
 from wdecomp.dtypes import Array, Floats, widen
 from wdecomp.pairing import Pair
@@ -56,28 +56,33 @@ class Measured:
         return column_delta_from(getattr(self.sums, axis), direct)
 
 
-def measure(pairs: list[Pair], block_bytes: int, on_bytes: Callable[[int], None]) -> list[Measured]:
+def measure(
+    pairs: list[Pair], block_bytes: int, on_bytes: Callable[[int], None], device: str = "cpu"
+) -> list[Measured]:
     """The sums of all pairs of one parameter, in one pass over each base that they have.
 
     Args:
         pairs: all have one base; adapters that were trained on another one may have that.
         block_bytes: of the base, to be held at a time.
         on_bytes: told how many bytes have been gone through since it was last called.
+        device: where the sums are formed.
     """
     found: dict[int, Measured] = {}
     for base in {id(pair.base.tensor): pair.base for pair in pairs}.values():
         here = [i for i, pair in enumerate(pairs) if pair.base.tensor is base.tensor]
-        of_base = _measure([pairs[i] for i in here], block_bytes, on_bytes)
+        of_base = _measure([pairs[i] for i in here], block_bytes, on_bytes, device)
         found |= dict(zip(here, of_base, strict=True))
     return [found[i] for i in range(len(pairs))]
 
 
 def _measure(
-    pairs: list[Pair], block_bytes: int, on_bytes: Callable[[int], None]
+    pairs: list[Pair], block_bytes: int, on_bytes: Callable[[int], None], device: str
 ) -> list[Measured]:
-    sums = _pass(pairs, block_bytes, share_less=0.0, on_bytes=on_bytes)
+    sums = _pass(pairs, block_bytes, 0.0, on_bytes, device)
     again = [i for i, s in enumerate(sums) if shrunken(s.output).any() or shrunken(s.input).any()]
-    direct = _pass([pairs[i] for i in again], block_bytes, 1.0, lambda _: None) if again else []
+    direct = (
+        _pass([pairs[i] for i in again], block_bytes, 1.0, lambda _: None, device) if again else []
+    )
     found = dict(zip(again, direct, strict=True))
     return [Measured(s, found.get(i)) for i, s in enumerate(sums)]
 
@@ -99,7 +104,11 @@ class SampledFloors:
 
 
 def _pass(
-    pairs: list[Pair], block_bytes: int, share_less: float, on_bytes: Callable[[int], None]
+    pairs: list[Pair],
+    block_bytes: int,
+    share_less: float,
+    on_bytes: Callable[[int], None],
+    device: str,
 ) -> list[Sums]:
     """(a, b, c) with d = w − w0, or with share_less = 1 (a, Σw·w0, Σw²): then d is w itself."""
     base = pairs[0].base
@@ -107,7 +116,7 @@ def _pass(
     by_shape: dict[tuple[int, int], list[int]] = {}
     for i, pair in enumerate(pairs):
         by_shape.setdefault(pair.shape, []).append(i)
-    shared = {shape: SharedSums(shape, len(of)) for shape, of in by_shape.items()}
+    shared = {shape: sums_on(device, shape, len(of)) for shape, of in by_shape.items()}
     with ExitStack() as open_files:
         reader = open_files.enter_context(MatrixReader(base))
         tuned = [open_files.enter_context(_reader(pair)) for pair in pairs]

@@ -22,11 +22,14 @@ class Options:
 
     axes: which axes have rows in modules.
     columns: for which of them every column is kept.
+    block_bytes: of the base, to be held at a time.
+    device: where the sums are formed.
     """
 
     axes: tuple[Axis, ...]
     columns: tuple[Axis, ...]
     block_bytes: int = BLOCK_BYTES
+    device: str = "cpu"
 
 
 def scan_unit(plan: Plan, unit: Unit, options: Options, on_bytes: Callable[[int], None]) -> Part:
@@ -38,7 +41,9 @@ def scan_unit(plan: Plan, unit: Unit, options: Options, on_bytes: Callable[[int]
     part, floors = Part(), SampledFloors()
     for parameter in unit.parameters:
         beside = plan.beside(parameter)
-        measured = measure([pair for _, pair in beside], options.block_bytes, on_bytes)
+        measured = measure(
+            [pair for _, pair in beside], options.block_bytes, on_bytes, options.device
+        )
         for (run, pair), found in zip(beside, measured, strict=True):
             _add_rows(part, run, pair, found, options, floors)
     return part
