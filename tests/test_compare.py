@@ -80,7 +80,9 @@ def test_no_way_of_cutting_the_work_changes_a_table(
     ]
     patch = pytest.MonkeyPatch()
     with patch.context() as patched:
-        patched.setattr(comparison, "Options", lambda *a: scan.Options(*a, block_bytes=block_bytes))
+        patched.setattr(
+            comparison, "Options", lambda *a, **k: scan.Options(*a, **k, block_bytes=block_bytes)
+        )
         patched.setattr("wdecomp.scan.plan.UNIT_BYTES", 3000)
         patched.setattr("wdecomp.checkpoint.mapping.WIDEST", window)
         patched.setattr("wdecomp.checkpoint.elements.LEAST", mapped_from)
