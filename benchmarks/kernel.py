@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numba
 import numpy as np
 import torch
-import torch.nn.functional as F
+from peers import plain
 
 from wdecomp.decomposition import SharedSums
 
@@ -56,14 +56,6 @@ def compare(base: Array, tuned: list[Array]) -> None:
     for top in range(0, len(base), ROWS):
         rows = slice(top, min(top + ROWS, len(base)))
         sums.add(base[rows], [t[rows] for t in tuned], shares, rows, columns)
-
-
-def plain(base: torch.Tensor, tuned: torch.Tensor) -> None:
-    """What one would write: norms and cosines of float32 copies, along both axes."""
-    w0, w = base.float(), tuned.float()
-    for axis in (0, 1):
-        (w.norm(dim=axis) - w0.norm(dim=axis)).abs().mean()
-        (1 - F.cosine_similarity(w0, w, dim=axis)).mean()
 
 
 def seconds(work: Callable[[], object]) -> float:

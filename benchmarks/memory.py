@@ -8,15 +8,16 @@ prints the peak of the summed PSS of that process and its children, sampled ever
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
+from synthetic import write_index, write_shard
 
 ROWS, WIDTH = 11008, 4096  # of one matrix, as in a 7B model: 90 MB
 EMBEDDING_WIDTH = 8192
@@ -29,34 +30,24 @@ def write_model(folder: Path, gb: float, tensor_gb: float, seed: int) -> None:
     bits = np.random.default_rng(seed).normal(0, 0.02, (ROWS, WIDTH)).astype(np.float32)
     row = (bits.view(np.uint32) >> 16).astype(np.uint16).tobytes()
     count = round(gb * 1e9 / len(row))
+
+    def content(nbytes: int) -> Iterator[bytes]:
+        for start in range(0, nbytes, len(row)):
+            yield row[: nbytes - start]
+
     names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(count)]
     shards = [names[i : i + SHARD_MATRICES] for i in range(0, count, SHARD_MATRICES)]
     weight_map = {}
     for i, shard in enumerate(shards):
         file = f"model-{i:05d}.safetensors"
-        write_shard(folder / file, dict.fromkeys(shard, (ROWS, WIDTH)), row)
+        write_shard(folder / file, dict.fromkeys(shard, (ROWS, WIDTH)), content)
         weight_map |= dict.fromkeys(shard, file)
     if tensor_gb:
         words = round(tensor_gb * 1e9 / 2 / EMBEDDING_WIDTH)
         name = "model.embed_tokens.weight"
-        write_shard(folder / "embedding.safetensors", {name: (words, EMBEDDING_WIDTH)}, row)
+        write_shard(folder / "embedding.safetensors", {name: (words, EMBEDDING_WIDTH)}, content)
         weight_map[name] = "embedding.safetensors"
-    index = json.dumps({"weight_map": weight_map})
-    (folder / "model.safetensors.index.json").write_text(index)
-
-
-def write_shard(file: Path, shapes: dict[str, tuple[int, int]], content: bytes) -> None:
-    """A safetensors file whose tensors repeat the same bytes."""
-    header, end = {}, 0
-    for name, (rows, width) in shapes.items():
-        begin, end = end, end + 2 * rows * width
-        header[name] = {"dtype": "BF16", "shape": [rows, width], "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for _ in range(end // len(content)):
-            stream.write(content)
-        stream.write(content[: end % len(content)])
+    write_index(folder, weight_map)
 
 
 def peak_pss(command: list[str]) -> tuple[int, float]:

@@ -287,7 +287,7 @@ def _checkpoints(folder: Path) -> list[Path]:
     ]
 
 
-@on_each_device
+@pytest.mark.parametrize("on", ["numpy", "cpu", CUDA])
 def test_tables_are_those_of_the_kernel(
     on: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,7 +355,7 @@ NO_TORCH = (
 BEYOND = (
     "torch sees no such device, expected one of cuda:0 to cuda:1. Use one of these or --device cpu."
 )
-NO_DEVICE = "is no device, expected cpu, cuda or cuda:N. Use --device cpu."
+NO_DEVICE = "is no device, expected cpu, numpy, cuda or cuda:N. Use --device cpu."
 MPS = "has no float64, in which the sums are formed. Use --device cpu."
 
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from wdecomp.decomposition import STRIP, SharedSums, Sums
+from wdecomp.decomposition import STRIP, PlainSums, SharedSums, Sums
 from wdecomp.decomposition.sums import BAND
-from wdecomp.dtypes import widen
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 SHAPES = [(3, 5), (4, 16), (7, 45), (40, 100), (BAND + 70, 48), (9, STRIP + 37)]
@@ -30,15 +29,17 @@ def _block(seed: int, shape: tuple[int, int], dtype: torch.dtype, size: float = 
 
 
 def _plain(base: np.ndarray, second: np.ndarray, share: float) -> Sums:
-    w0, t = (widen(block).astype(np.float64) for block in (base, second))
-    d = t - share * w0
-    terms = w0 * w0, d * w0, d * d
-    return Sums(*(np.stack([term.sum(axis) for term in terms]) for axis in (1, 0)))
+    return _added(base, [second], [share], PlainSums)[0]
 
 
-def _added(base: np.ndarray, seconds: list[np.ndarray], shares: list[float]) -> list[Sums]:
+def _added(
+    base: np.ndarray,
+    seconds: list[np.ndarray],
+    shares: list[float],
+    kind: type[SharedSums] = SharedSums,
+) -> list[Sums]:
     outputs, inputs = base.shape
-    sums = SharedSums(base.shape, len(seconds))
+    sums = kind(base.shape, len(seconds))
     sums.add(base, seconds, shares, slice(0, outputs), slice(0, inputs))
     return sums.total()
 

@@ -73,7 +73,8 @@ def compare(
         restart: replace the results of another run in `out`.
         progress: show bytes, rate and time left on stderr.
         allow_pickle: open pickled files (`.bin`, `.pt`, …) too, as tensors alone; needs torch.
-        device: "cpu", or "cuda" or "cuda:N" for sums on a GPU; that needs torch.
+        device: "cpu", or "numpy" (the same, slowly, without compiled sums), or "cuda" or
+            "cuda:N" for sums on a GPU; that needs torch.
 
     Raises:
         WdecompError: a path, a file, a pair of checkpoints or the folder is not what it must be.

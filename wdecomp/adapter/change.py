@@ -23,7 +23,13 @@ class Change(Protocol):
     needs_outputs: ClassVar[bool]
 
     def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
-        """ΔW, (outputs, inputs), of the rectangle in which the base holds `w0`."""
+        """ΔW, (outputs, inputs), of a rectangle; the next call may write over it.
+
+        Args:
+            w0: the base's block, as stored; `widen` gives its numbers.
+            outputs: where the rectangle lies in the module's weight.
+            inputs: likewise.
+        """
         ...
 
 
@@ -90,7 +96,21 @@ class Nothing:
 
     def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
         """Zeros."""
-        return np.zeros_like(w0)
+        return np.zeros(w0.shape, np.float32)
+
+
+class Memory:
+    """Room for one block: memory that is new to a process costs more than what is formed in it."""
+
+    def __init__(self) -> None:
+        self._block: Array = np.empty(0)
+
+    def of(self, shape: tuple[int, int], dtype: npt.DTypeLike) -> Array:
+        """An array with any content, in the same place as the last one."""
+        size = shape[0] * shape[1]
+        if self._block.size < size or self._block.dtype != dtype:
+            self._block = np.empty(size, dtype)
+        return self._block[:size].reshape(shape)
 
 
 def fit(found: tuple[int | None, int | None], shape: tuple[int, int]) -> bool:

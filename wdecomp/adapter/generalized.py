@@ -12,7 +12,7 @@ import numpy as np
 from wdecomp.adapter.change import Index, fit, numbers
 from wdecomp.adapter.low_rank import tucker
 from wdecomp.checkpoint import Matrix, PlainTensor
-from wdecomp.dtypes import Array
+from wdecomp.dtypes import Array, widen
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ChangedInputs:
 
     def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
         """As large as `w0`, three times in passing."""
-        by_channel = w0.reshape(w0.shape[0], self.a1.shape[0], -1).swapaxes(1, 2)
+        by_channel = widen(w0).reshape(w0.shape[0], self.a1.shape[0], -1).swapaxes(1, 2)
         moved = ((by_channel @ self.a1) @ self.a2).swapaxes(1, 2)
         change: Array = self.b1[outputs] @ self.b2 + moved.reshape(w0.shape)
         return change

@@ -6,13 +6,13 @@ AdaLoRA   ΔW = s·B diag(E) A,  s = alpha/(r0 + 1e-5)   arXiv:2303.10512, Eq. (
 DeLoRA    ΔW = B diag(λ/(r‖Aᵢ‖‖Bᵢ‖)) A diag(‖W‖)       arXiv:2503.18225, as in PEFT
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
 
 import numpy as np
 
-from wdecomp.adapter.change import Index, fit, numbers
+from wdecomp.adapter.change import Index, Memory, fit, numbers
 from wdecomp.checkpoint import Matrix, PlainTensor
 from wdecomp.dtypes import Array
 
@@ -25,12 +25,17 @@ class Product:
     right: Array  # (r, inputs)
     needs_inputs: ClassVar[bool] = False
     needs_outputs: ClassVar[bool] = False
+    _memory: Memory = field(default_factory=Memory)
 
     def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
         """Laid out in memory as `w0` is, for the kernel."""
         left, right = self.left[outputs], self.right[:, inputs]
-        product: Array = left @ right if w0.flags.c_contiguous else (right.T @ left.T).T
-        return product
+        turned = w0.strides[0] < w0.strides[1]
+        if turned:
+            left, right = right.T, left.T
+        shape, dtype = (left.shape[0], right.shape[1]), np.result_type(left, right)
+        product = np.matmul(left, right, out=self._memory.of(shape, dtype))
+        return product.T if turned else product
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from wdecomp.adapter.change import Index, fit, numbers
 from wdecomp.checkpoint import Matrix, PlainTensor
-from wdecomp.dtypes import Array, Floats
+from wdecomp.dtypes import Array, Floats, widen
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class OutputTurn:
 
     def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
         """A few times as large as `w0`, in float64."""
-        start = w0.astype(np.float64)
+        start = widen(w0).astype(np.float64)
         change = np.zeros_like(start)
         for stage, moved in enumerate(self.moved):
             order = self._order(len(start), stage)

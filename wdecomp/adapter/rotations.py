@@ -17,7 +17,7 @@ import numpy as np
 
 from wdecomp.adapter.change import Change, Index, fit, numbers
 from wdecomp.checkpoint import Matrix, PlainTensor
-from wdecomp.dtypes import Array, Floats
+from wdecomp.dtypes import Array, Floats, widen
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Butterfly:
 
     def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
         """A few times as large as `w0`, in float64."""
-        start = w0.astype(np.float64)
+        start = widen(w0).astype(np.float64)
         change = np.zeros_like(start)
         _, blocks, size, _ = self.moved.shape
         for i, moved in enumerate(self.moved):
@@ -177,7 +177,7 @@ class Reflections:
 
     def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
         """A few times as large as `w0`, in float64; the reflections cancel in pairs at first."""
-        start = w0.astype(np.float64)
+        start = widen(w0).astype(np.float64)
         turned = start.copy()
         for u in self.unit.T:
             turned -= np.outer(turned @ (2 * u), u)
@@ -207,7 +207,7 @@ def neumann(q: Floats, terms: int) -> Floats:
 def _by_blocks(w0: Array, moved: Floats) -> Array:
     height, width = w0.shape
     size = moved.shape[-1]
-    by_block = w0.astype(np.float64).reshape(height, width // size, size).swapaxes(0, 1)
+    by_block = widen(w0).astype(np.float64).reshape(height, width // size, size).swapaxes(0, 1)
     turned: Array = by_block @ moved.swapaxes(1, 2)
     return np.asarray(turned.swapaxes(0, 1).reshape(height, width))
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from wdecomp.adapter.change import Index, fit, numbers, positions
 from wdecomp.checkpoint import Matrix, PlainTensor
 from wdecomp.decomposition import Axis
-from wdecomp.dtypes import Array, Floats
+from wdecomp.dtypes import Array, Floats, widen
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Scaled:
 
     def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
         """As large as `w0`, in float64."""
-        return w0 * (
+        return widen(w0) * (
             self.growth[outputs][:, None] if self.axis == "output" else self.growth[inputs]
         )
 
@@ -121,7 +121,7 @@ class Stored:
     def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
         """A part of it."""
         part: Array = self.change[outputs, inputs]
-        return part - w0.astype(np.float64) if self.replaces else part
+        return part - widen(w0).astype(np.float64) if self.replaces else part
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,8 @@ class NewRows:
         """As large as `w0`, mostly zeros."""
         along: Index = inputs if self.tokens_are_inputs else outputs
         across: Index = outputs if self.tokens_are_inputs else inputs
-        old = w0.T if self.tokens_are_inputs else w0
+        weights = widen(w0)
+        old = weights.T if self.tokens_are_inputs else weights
         change = np.zeros(old.shape)
         row = self.row_of[positions(along, len(self.row_of))]
         new = row >= 0

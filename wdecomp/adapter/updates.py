@@ -8,13 +8,14 @@ or per input feature (a channel, in a convolution). D is formed in float32 or wi
 float64. ΔW is never added to W0 or rounded to the dtype of the base, which would lose most of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Self
 
 import numpy as np
 
-from wdecomp.adapter.change import Index, Update, index, numbers
+from wdecomp.adapter.change import Index, Memory, Update, index, numbers
+from wdecomp.adapter.directions import rescaled, squares
 from wdecomp.checkpoint import (
     BLOCK_BYTES,
     Matrix,
@@ -77,7 +78,7 @@ class ChangeReader:
         self._base, self._adapted = base, adapted
         with np.errstate(all="ignore"):  # of a damaged adapter; NaN is counted further on
             self._change = adapted.update.load(adapted.module)
-        self._magnitude: Floats = np.empty(0)
+        self._memory, self._magnitude = Memory(), np.empty(0)
         if adapted.magnitude is not None:
             values = numbers(adapted.magnitude.values)
             self._magnitude = values.reshape(-1).astype(np.float64)
@@ -90,23 +91,20 @@ class ChangeReader:
 
     @property
     def wants_whole_rows(self) -> bool:
-        """Whether it must go over the base once more if blocks do not hold whole rows."""
-        return self._adapted.magnitude is not None or (
-            self._change.needs_inputs or self._change.needs_outputs
-        )
+        """Always: what is formed should not leave the cache before it is used."""
+        return True
 
     def beside(self, base: Array, at: Rectangle) -> Array:
         """ΔW of a rectangle, (outputs, inputs), laid out in memory as `base` is where it can be."""
         with np.errstate(all="ignore"):  # columns of NaN and infinity are counted further on
-            w0 = widen(base)
-            change = self._inner(w0, at)
+            change = self._inner(base, at)
             magnitude = self._adapted.magnitude
             if magnitude is None:
                 return change
-            g = self._growth(w0, change, at, magnitude.axis)
-            return (g - 1).astype(np.float32) * w0 + g.astype(np.float32) * change
+            growth = self._growth(base, change, at, magnitude.axis)
+            return rescaled(base, change, growth, magnitude.axis, self._memory)
 
-    def _inner(self, w0: Array, at: Rectangle) -> Array:
+    def _inner(self, base: Array, at: Rectangle) -> Array:
         """D of a rectangle."""
         outputs = self._in_module(at.outputs)
         inputs = self._adapted.module.shape[1]
@@ -118,7 +116,7 @@ class ChangeReader:
         if (needs.needs_inputs and partial_inputs) or (needs.needs_outputs and partial_outputs):
             part: Array = self._whole[outputs][:, at.inputs]
             return part
-        return self._change.delta(w0, outputs, at.inputs)
+        return self._change.delta(base, outputs, at.inputs)
 
     def _in_module(self, outputs: slice) -> Index:
         pieces = self._adapted.outputs
@@ -129,27 +127,23 @@ class ChangeReader:
         """D of all of the module: where a block does not hold what its formula needs."""
         module = self._adapted.module
         outputs, inputs = module.shape
-        w0 = widen(read_matrix(module))
-        return self._change.delta(w0, slice(0, outputs), slice(0, inputs)).astype(np.float32)
+        base = read_matrix(module)
+        return self._change.delta(base, slice(0, outputs), slice(0, inputs)).astype(np.float32)
 
-    def _growth(self, w0: Array, change: Array, at: Rectangle, axis: Axis) -> Floats:
-        """The g = m/‖V‖ of a rectangle, to be multiplied with it."""
+    def _growth(self, base: Array, change: Array, at: Rectangle, axis: Axis) -> Floats:
+        """The g = m/‖V‖ of every column of a rectangle along an axis."""
         if axis == "input":
-            g = np.repeat(_ratio(self._magnitude, self._input_norms), self._kernel)
-            return g[at.inputs][None, :]
-        complete = at.inputs == slice(0, self._base.shape[1])
-        norms = np.sqrt(_squares(w0, change, 1)) if complete else self._output_norms[at.outputs]
-        return _ratio(self._magnitude[self._in_module(at.outputs)], norms)[:, None]
+            return np.repeat(_ratio(self._magnitude, self._input_norms), self._kernel)[at.inputs]
+        if at.inputs == slice(0, self._base.shape[1]):
+            norms = np.sqrt(squares(base, change)["output"])
+        else:
+            norms = self._output_norms[at.outputs]
+        return _ratio(self._magnitude[self._in_module(at.outputs)], norms)
 
     @cached_property
     def _output_norms(self) -> Floats:
         """‖V‖ of every output, in a pass of its own: one block does not hold a whole output."""
-        squares = np.zeros(self._base.shape[0])
-        with MatrixReader(self._base) as reader:
-            for at in self._base.rectangles(self._base.shape, BLOCK_BYTES):
-                w0 = widen(reader.read(at))
-                squares[at.outputs] += _squares(w0, self._inner(w0, at), 1)
-        return np.sqrt(squares)
+        return np.sqrt(_total_squares(replace(self._adapted, magnitude=None), self._base, "output"))
 
     @property
     def _kernel(self) -> int:
@@ -160,13 +154,9 @@ class ChangeReader:
     def _input_norms(self) -> Floats:
         """‖V‖ of every input channel over all outputs of the module."""
         module = self._adapted.module
-        reader_of_module = ChangeReader(Adapted(self._adapted.update, None, module), module)
-        squares = np.zeros(module.shape[1])
-        with MatrixReader(module) as reader:
-            for at in module.rectangles(module.shape, BLOCK_BYTES):
-                w0 = widen(reader.read(at))
-                squares[at.inputs] += _squares(w0, reader_of_module._inner(w0, at), 0)
-        by_channel: Floats = squares.reshape(-1, self._kernel).sum(axis=1)
+        of_module = Adapted(self._adapted.update, None, module)
+        by_column = _total_squares(of_module, module, "input")
+        by_channel: Floats = by_column.reshape(-1, self._kernel).sum(axis=1)
         return np.sqrt(by_channel)
 
 
@@ -219,11 +209,15 @@ class OtherBaseReader:
         return tuned
 
 
-def _squares(w0: Array, change: Array, axis: int) -> Floats:
-    """Σv² along an axis: V in float64, or its rounding would outweigh the change of a short run."""
-    v: Floats = np.add(w0, change, dtype=np.float64)
-    squares: Floats = np.einsum("ij,ij->i" if axis else "ij,ij->j", v, v)
-    return squares
+def _total_squares(adapted: Adapted, base: Matrix, axis: Axis) -> Floats:
+    """Σv² of every column of a whole matrix: its own reader, for it writes over what it formed."""
+    total = np.zeros(base.shape[0 if axis == "output" else 1])
+    with MatrixReader(base) as reader, ChangeReader(adapted, base) as change:
+        for at in base.rectangles(base.shape, BLOCK_BYTES):
+            block = reader.read(at)
+            here = at.outputs if axis == "output" else at.inputs
+            total[here] += squares(block, change.beside(block, at))[axis]
+    return total
 
 
 def _ratio(magnitude: Floats, norm: Floats) -> Floats:

@@ -39,7 +39,10 @@ from wdecomp.cli.selection import (
 @layers_option
 @base_dequantized_option
 @click.option(
-    "--device", default="cpu", show_default=True, help="Where sums are formed: cpu, cuda, cuda:N."
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Where sums are formed: cpu, cuda, cuda:N; numpy: slowly, without compiled sums.",
 )
 @click.option("-j", "--workers", type=click.IntRange(min=1), help="Threads [default: all cores].")
 @pickle_option

@@ -1,9 +1,12 @@
 """The kernel: pure, no files. Sums over pairs of blocks, and ΔM and ΔD from sums."""
 
+from wdecomp.decomposition.blocks import readable, runs_along_rows
 from wdecomp.decomposition.columns import ColumnDelta, column_delta_from, shrunken
-from wdecomp.decomposition.compiling import compilation_told
+from wdecomp.decomposition.compiling import compilation_told, compiled
 from wdecomp.decomposition.device import require_device, sums_on
 from wdecomp.decomposition.kernel import STRIP
+from wdecomp.decomposition.plain import PlainSums
+from wdecomp.decomposition.stored import number
 from wdecomp.decomposition.summary import Summary, rounding_floor, summarise
 from wdecomp.decomposition.sums import SharedSums, Sums
 from wdecomp.decomposition.tensors import AXES, Axis, Decomposition, column_delta, decompose
@@ -14,15 +17,20 @@ __all__ = [
     "Axis",
     "ColumnDelta",
     "Decomposition",
+    "PlainSums",
     "SharedSums",
     "Summary",
     "Sums",
     "column_delta",
     "column_delta_from",
     "compilation_told",
+    "compiled",
     "decompose",
+    "number",
+    "readable",
     "require_device",
     "rounding_floor",
+    "runs_along_rows",
     "shrunken",
     "summarise",
     "sums_on",

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from wdecomp.decomposition.plain import PlainSums
 from wdecomp.decomposition.sums import SharedSums, Sums
 from wdecomp.dtypes import Array
 from wdecomp.errors import DeviceError, MissingExtraError
@@ -39,13 +40,13 @@ WIDENED = {"uint16": "bfloat16", "int16": "float16", "float32": "float32", "floa
 def require_device(name: str) -> None:
     """Says in one line why sums cannot be formed on a device.
 
-    "cpu" can always be had: it needs no torch, the compiled kernel is there for it.
+    "cpu", the compiled kernel, and "numpy", the same without it, can always be had: no torch.
 
     Raises:
         DeviceError: the name is no device, or there is no such device, or it has no float64.
         MissingExtraError: torch is not installed.
     """
-    if name == "cpu":
+    if name in ("cpu", "numpy"):
         return
     if re.fullmatch(r"mps(:[0-9]+)?", name):
         raise DeviceError(
@@ -54,7 +55,7 @@ def require_device(name: str) -> None:
     found = CUDA.fullmatch(name)
     if not found:
         raise DeviceError(
-            f"--device {name}: is no device, expected cpu, cuda or cuda:N. Use --device cpu."
+            f"--device {name}: is no device, expected cpu, numpy, cuda or cuda:N. Use --device cpu."
         )
     there = _cuda_devices(name)
     if there == 0:
@@ -305,9 +306,9 @@ class SharedDeviceSums:
 
 
 def sums_on(device: str, shape: tuple[int, int], count: int) -> SharedSums | SharedDeviceSums:
-    """Sums of so many pairs: of the compiled kernel on "cpu", else on a torch device."""
-    if device == "cpu":
-        return SharedSums(shape, count)
+    """Sums of so many pairs: compiled ("cpu"), in plain numpy ("numpy"), or on a torch device."""
+    if device in ("cpu", "numpy"):
+        return SharedSums(shape, count) if device == "cpu" else PlainSums(shape, count)
     return SharedDeviceSums(shape, count, device)
 
 

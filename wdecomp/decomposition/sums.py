@@ -6,16 +6,13 @@ runs along the memory.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from platform import machine
 from typing import Any
 
-import numba
 import numpy as np
-from llvmlite import binding
 
+from wdecomp.decomposition.blocks import readable, runs_along_rows
 from wdecomp.decomposition.kernel import STRIP, TILE, add_exactly, kernel
-from wdecomp.dtypes import Array, Floats, widen
+from wdecomp.dtypes import Array, Floats
 
 BAND = 256  # rows over which a column's sums are formed in float32, at most
 CACHED = 768 << 10  # bytes of the base that stay in a core's second-level cache
@@ -58,10 +55,10 @@ class SharedSums:
             inputs: likewise.
         """
         rows, columns, at = self._output, self._input, (outputs.start, inputs.start)
-        if not _runs_along_rows(base):
+        if not runs_along_rows(base):
             base, seconds, rows, columns = base.T, [y.T for y in seconds], columns, rows
             at = inputs.start, outputs.start
-        base, seconds = _readable(base), [_readable(second) for second in seconds]
+        base, seconds = readable(base), [readable(second) for second in seconds]
         alike: dict[tuple[Any, float], list[int]] = {}
         for i, (second, share) in enumerate(zip(seconds, shares, strict=True)):
             alike.setdefault((second.dtype, share), []).append(i)
@@ -100,26 +97,3 @@ def _band(base: Array, pairs: int) -> int:
 def _place(block: Array) -> tuple[int, int]:
     """Address and bytes from row to row."""
     return block.__array_interface__["data"][0], block.strides[0]
-
-
-def _runs_along_rows(block: Array) -> bool:
-    """Whether numbers of one output lie side by side."""
-    return block.strides[1] == block.itemsize or block.shape[1] == 1
-
-
-def _readable(block: Array) -> Array:
-    """As compiled code takes it: numbers of a row side by side."""
-    if block.dtype == np.int16 and not _converts_half():
-        block = widen(block)
-    if block.strides[1] != block.itemsize:
-        block = np.ascontiguousarray(block)
-    return block
-
-
-@cache
-def _converts_half() -> bool:
-    """Whether compiled code may read F16; on an x86 without F16C it would crash."""
-    if machine().lower() not in {"x86_64", "amd64", "i386", "i686"}:
-        return True
-    forced = numba.config.CPU_NAME
-    return not forced and bool(binding.get_host_cpu_features().get("f16c", False))

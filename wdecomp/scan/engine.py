@@ -1,4 +1,4 @@
-"""Runs units of work on local threads; each worker commits its own part.
+"""Runs units of work on local threads; one more commits their parts while they go on.
 
 The kernel, the reads and the products of an adapter's factors all release the interpreter, so
 threads use every core. Whoever waits trusts only what is in the results folder.
@@ -15,7 +15,7 @@ from wdecomp.checkpoint import surviving
 from wdecomp.scan.ahead import AHEAD, pieces, read_ahead
 from wdecomp.scan.plan import Plan, Unit
 from wdecomp.scan.unit import Options, scan_unit
-from wdecomp.table import ResultsFolder
+from wdecomp.table import Part, ResultsFolder
 
 MAPPED_BYTES = 192 << 20  # by all workers together
 
@@ -42,6 +42,7 @@ def run_units(
     """
     stop, count = Event(), workers or os.cpu_count() or 1
     units = [plan.units[number] for number in folder.pending()]
+    commits: list[Future[None]] = []
 
     def report(nbytes: int) -> None:
         if stop.is_set():
@@ -49,13 +50,22 @@ def run_units(
         gone_through(nbytes)
         on_bytes(nbytes)
 
+    def commit(number: int, part: Part) -> None:
+        try:
+            folder.commit(number, part)
+        except BaseException:
+            stop.set()
+            raise
+
     def work(unit: Unit) -> None:
-        folder.commit(unit.number, scan_unit(plan, unit, options, report))
+        part = scan_unit(plan, unit, options, report)
+        commits.append(committer.submit(commit, unit.number, part))
 
     with (
         surviving(MAPPED_BYTES // (count * (len(plan.runs) + 1))),
         threadpool_limits(limits=1),
         read_ahead(pieces(plan, units, count), count * AHEAD) as gone_through,
+        ThreadPoolExecutor(1) as committer,
         ThreadPoolExecutor(count) as pool,
     ):
         futures = [pool.submit(work, unit) for unit in units]
@@ -64,7 +74,7 @@ def run_units(
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-    _raise_first(futures)
+    _raise_first(futures + commits)
 
 
 def _raise_first(futures: list[Future[None]]) -> None:

@@ -23,7 +23,7 @@ from wdecomp.dtypes import Array, Floats, widen
 from wdecomp.pairing import Pair
 
 UNCACHED = 8  # times the block that is copied or formed is one that is only looked at
-SAMPLE_ROWS, SAMPLE_WIDTH = 16, 4096  # of the base, for its rounding floor
+SAMPLE_ROWS, SAMPLE_WIDTH = 8, 2048  # of the base, for its rounding floor
 
 
 class TunedReader(Protocol):

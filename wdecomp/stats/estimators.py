@@ -76,7 +76,7 @@ def pearson(points: Sample) -> Estimate:
     tanh(atanh r ± 1.96/√(n − 3)), n less one for each group mean beyond the first, which makes
     the within-group r a partial correlation (Fisher 1924). [−1, 1] where n − 3 is 0.
     """
-    r = float(stats.pearsonr(points.x, points.y).statistic)
+    r = float(stats.pearsonr(_centred(points.x), _centred(points.y)).statistic)
     return _fisher(r, 1.0, points.n_effective)
 
 
@@ -120,6 +120,12 @@ def _demeaned(values: Floats, groups: Codes) -> Floats:
     _, code = np.unique(groups, return_inverse=True)
     means = np.bincount(code, weights=values) / np.bincount(code)
     return values - means[code]
+
+
+def _centred(values: Floats) -> Floats:
+    """Or scipy would warn of values that are nearly constant, though their digits suffice."""
+    centred: Floats = values - values.mean()
+    return centred
 
 
 def _constant(values: Floats) -> bool:

@@ -60,8 +60,8 @@ def columns_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
         path,
         schema,
         use_dictionary=["parameter", "axis"],
-        use_byte_stream_split=FIGURES,
-        column_encoding=None,
+        column_encoding={"column": "DELTA_BINARY_PACKED"}
+        | dict.fromkeys(FIGURES, "BYTE_STREAM_SPLIT"),
         **FORMAT,
     )
 

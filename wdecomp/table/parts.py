@@ -16,7 +16,7 @@ from wdecomp.table.files import columns_writer, reading
 from wdecomp.table.schema import COLUMNS
 
 FOOTER = b"wdecomp"
-FLOAT32_BITS = 24
+DROPPED = 29  # bits of a float64's significand that float32's has not
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def _table(group: ColumnGroup) -> pa.Table:
     n = len(group.column)
     return pa.table(
         {
-            "parameter": pa.array([group.parameter]).take(np.zeros(n, np.int64)),
-            "axis": pa.array([group.axis]).take(np.zeros(n, np.int64)),
+            "parameter": pa.repeat(pa.scalar(group.parameter), n),
+            "axis": pa.repeat(pa.scalar(group.axis), n),
             "column": pa.array(group.column.astype(np.int32)),
             "magnitude_base": _to_float32_bits(group.magnitude_base),
             "delta_magnitude": _to_float32_bits(group.delta_magnitude),
@@ -99,6 +99,5 @@ def _table(group: ColumnGroup) -> pa.Table:
 
 def _to_float32_bits(figures: Floats) -> Floats:
     """Rounded to the significand of float32, with the range of float64."""
-    significand, exponent = np.frexp(figures)
-    rounded = np.round(significand * 2.0**FLOAT32_BITS)
-    return np.asarray(np.ldexp(rounded, exponent - FLOAT32_BITS), np.float64)
+    bits = np.ascontiguousarray(figures, np.float64).view(np.int64)
+    return ((bits + (1 << (DROPPED - 1))) & -(1 << DROPPED)).view(np.float64)
