@@ -60,15 +60,20 @@ def wdecomp_command(out: Path, *paths: Path) -> list[str]:
 
 def run(command: list[str], patience: float | None = None) -> float:
     """Seconds that a process takes; infinite if it is not done within its time."""
+    start = time.perf_counter()
     try:
-        quiet = subprocess.DEVNULL
-        return seconds(
-            lambda: subprocess.run(
-                command, check=True, stdout=quiet, stderr=quiet, timeout=patience
-            )
+        done = subprocess.run(
+            command,
+            check=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=patience,
         )
     except subprocess.TimeoutExpired:
         return float("inf")
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stderr.decode()}")
+    return time.perf_counter() - start
 
 
 def peers(folder: Path, rounds: int, patience: float) -> None:

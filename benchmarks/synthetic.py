@@ -76,7 +76,7 @@ def write_shard(
 
 def write_index(folder: Path, weight_map: dict[str, str]) -> None:
     """Which tensor is in which shard."""
-    index = json.dumps({"weight_map": weight_map})
+    index = json.dumps({"metadata": {}, "weight_map": weight_map})
     (folder / "model.safetensors.index.json").write_text(index)
 
 

@@ -12,8 +12,7 @@ Codes = npt.NDArray[np.intp]
 
 Z95 = float(stats.norm.ppf(0.975))
 
-# Differences below this share of the largest figure are rounding: scipy.stats.pearsonr calls an
-# input nearly constant at the same 1e-13.
+# Differences below this share of the largest figure are rounding.
 ROUNDING = 1e-13
 
 
