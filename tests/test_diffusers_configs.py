@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from gathered import check
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ def _clip(width: int) -> CLIPTextModel:
 
 def _trained(model: Any, **config: Any) -> dict[str, Any]:
     """Adds an adapter away from where it starts; its config as PEFT writes it."""
-    model.add_adapter(LoraConfig(**config))
+    inject_adapter_in_model(LoraConfig(**config), model)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data = 0.2 * torch.randn_like(parameter)
