@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from peers import plain
 
+from wdecomp.checkpoint import BLOCK_BYTES
 from wdecomp.decomposition import SharedSums
+from wdecomp.scan.measure import UNCACHED
 
 Array = np.ndarray
 STORED = {"BF16": np.uint16, "F16": np.int16, "F32": np.float32}
-ROWS = 768  # of a block
+BLOCK = BLOCK_BYTES * UNCACHED  # bytes of the base, as the scan has them
 
 
 @numba.njit(nogil=True, fastmath=True)
@@ -53,8 +55,9 @@ def compare(base: Array, tuned: list[Array]) -> None:
     """As the scan does it: block by block."""
     sums = SharedSums(base.shape, len(tuned))
     shares, columns = [1.0] * len(tuned), slice(0, base.shape[1])
-    for top in range(0, len(base), ROWS):
-        rows = slice(top, min(top + ROWS, len(base)))
+    height = BLOCK // base[0].nbytes
+    for top in range(0, len(base), height):
+        rows = slice(top, min(top + height, len(base)))
         sums.add(base[rows], [t[rows] for t in tuned], shares, rows, columns)
 
 

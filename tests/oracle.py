@@ -17,8 +17,8 @@ from wdecomp.scan.measure import measure
 
 BLOCKS = (100, 300, 1 << 20)  # bytes: within a row, some rows, all
 # Of the largest weight: float32 products summed in another order, and a library's own float32
-# decompositions and solvers.
-MERGED = 5e-6
+# solvers; its float32 decompositions differ more, from one machine's linear algebra to another's.
+MERGED, DECOMPOSED = 5e-6, 2e-5
 COLUMN = 1e-5  # of a column's length, and of a turn
 # The merged copy was rounded to float32 once more than the change that we form: by 6e-8 of a
 # weight, where changes are about a hundredth of it, signed ones cancel, and some are 0.
@@ -53,7 +53,9 @@ def check_columns(each: Pair, want: Floats) -> None:
         assert_allclose(mine.delta_direction, theirs.delta_direction, rtol=1e-5, atol=COLUMN)
 
 
-def check_merged(folder: Path, tables: bool = True, ratios: bool = True) -> Pairing:
+def check_merged(
+    folder: Path, tables: bool = True, ratios: bool = True, error: float = MERGED
+) -> Pairing:
     """Holds folder/adapter on folder/base beside folder/merged, the library's float32 merge.
 
     Every weight and bias that the merge changed has to be in the pairing, and no other; every
@@ -75,7 +77,7 @@ def check_merged(folder: Path, tables: bool = True, ratios: bool = True) -> Pair
             continue
         for block_bytes in BLOCKS:
             got = adapted_weight(each, block_bytes)
-            assert_allclose(got, want, rtol=0, atol=MERGED * np.abs(want).max(), err_msg=name)
+            assert_allclose(got, want, rtol=0, atol=error * np.abs(want).max(), err_msg=name)
         check_columns(each, widen(want).astype(np.float64))
     if tables:
         _check_tables(folder, ratios)

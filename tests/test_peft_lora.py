@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from oracle import adapted_weight, check_merged
+from oracle import DECOMPOSED, MERGED, adapted_weight, check_merged
 from peft import LoraConfig, get_peft_model
 from peft_models import (
     Attention,
@@ -88,7 +88,8 @@ def test_an_adapter_is_what_peft_merges(
     make, config = CASES[case]
     write_case(tmp_path, make, LoraConfig(r=4, lora_alpha=9, **config), dtype)
     rough = "init_lora_weights" in config  # PEFT's SVD and QR are in float32
-    found = check_merged(tmp_path, ratios=not rough)
+    error = DECOMPOSED if rough else MERGED
+    found = check_merged(tmp_path, ratios=not rough, error=error)
     assert found.method == ("dora" if config.get("use_dora") else "lora")
 
 

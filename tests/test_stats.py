@@ -326,7 +326,7 @@ def test_groups_keep_their_order_and_a_table_always_gives_the_same_bytes() -> No
 def test_column_fits_are_of_the_absolute_the_relative_and_the_signed_change() -> None:
     points = some_columns()
     points.loc[7, "magnitude_base"] = 0.0
-    fits = column_fits("r", "encoder", "q", "output", points)
+    fits = column_fits([(("r", "encoder", "q", "output"), points)])
     x, m0, change = (
         points[c].to_numpy(float) for c in ("delta_direction", "magnitude_base", "delta_magnitude")
     )

@@ -1,20 +1,16 @@
 """The main job: base and tuned checkpoints in, tables out."""
 
 import atexit
-import math
-import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
-
-import pandas as pd
 
 from wdecomp.checkpoint import Checkpoint, is_there, open_checkpoint
 from wdecomp.decomposition import AXES, Axis, compilation_told, require_device
@@ -23,14 +19,13 @@ from wdecomp.inputs import Tuned, joined, named_path, parse_tuned, place_filter
 from wdecomp.pairing import LeftOut, pair, through_other_base
 from wdecomp.progress import aside, byte_progress
 from wdecomp.scan import Options, Plan, Run, make_plan, run_units
-from wdecomp.stats import column_fits, module_fits
 from wdecomp.table import VERSION, Results, open_folder
 
 Axes = Literal["output", "input", "both"]
 Columns = Literal["none", "output", "input", "both"]
-MOST_COLUMNS = 1 << 18  # of a module kind in one fit; of more, evenly spaced ones are taken
 QUANTIZATION = "quantization"  # the run that shows what quantising the base did
 COMPILING = "Compiling the kernel for these dtypes: some seconds, once; it is kept."
+STATISTICS = "wdecomp.stats"  # half of all that is imported, and needed last
 LIBRARIES = ("wdecomp", "numba", "numpy", "pandas", "pyarrow", "scipy")
 
 
@@ -99,12 +94,14 @@ def compare(
         todo = sum(
             plan.nbytes(name) for unit in folder.pending() for name in plan.units[unit].parameters
         )
-        with (
-            compilation_told(lambda: aside(COMPILING, progress)),
-            byte_progress(todo, "reading", progress) as on_bytes,
-        ):
-            run_units(plan, options, folder, workers, on_bytes)
-        return folder.finish(partial(_fits, workers=workers))
+        with ThreadPoolExecutor(1) as importing:
+            statistics = importing.submit(import_module, STATISTICS)
+            with (
+                compilation_told(lambda: aside(COMPILING, progress)),
+                byte_progress(todo, "reading", progress) as on_bytes,
+            ):
+                run_units(plan, options, folder, workers, on_bytes)
+        return folder.finish(statistics.result().result_fits)
 
 
 def plan_comparison(
@@ -240,26 +237,3 @@ def _source(checkpoint: Checkpoint) -> dict[str, Any]:
             for shard in checkpoint.shards
         ],
     }
-
-
-def _fits(results: Results, workers: int | None) -> pd.DataFrame:
-    """The statistics of finished tables: of the matrices, and of the columns that were kept."""
-    modules, kept = results.modules, results.run["options"]["columns"]
-    last = modules.groupby("run", sort=False)["step"].transform("max")
-    at_last = modules[(modules["step"] == last) | modules["step"].isna()]
-    at_last = at_last[at_last["axis"].isin(kept)]
-    kinds = at_last.groupby(["run", "stack", "module", "axis"], sort=False)
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        of_columns = pool.map(lambda each: _column_fits(results, *each), kinds)
-        tables = [module_fits(modules), *of_columns]
-    return pd.concat(tables, ignore_index=True)
-
-
-def _column_fits(results: Results, key: tuple[Any, ...], rows: pd.DataFrame) -> pd.DataFrame:
-    """The fits over the columns of one module kind of one run."""
-    run, stack, module, axis = (str(part) for part in key)
-    every = math.ceil(rows["n_columns"].sum() / MOST_COLUMNS)
-    points = results.columns(run, None, list(rows["parameter"]), axis, max(every, 1))
-    layer_of = rows.set_index("parameter")["layer"]
-    points["layer"] = points["parameter"].map(layer_of).astype("Int64")
-    return column_fits(run, stack, module, axis, points)

@@ -23,6 +23,7 @@ from numba.np.numpy_support import from_dtype
 from wdecomp.decomposition.compiling import compiled
 from wdecomp.decomposition.simd import (
     LANES,
+    WIDE,
     flush_denormals,
     load,
     prefetch,
@@ -35,7 +36,10 @@ from wdecomp.decomposition.stored import array_at, number
 from wdecomp.dtypes import Array, Floats
 
 STRIP = 4096  # columns whose running sums stay in the first-level cache
-TILE = 4  # rows at a time: so often are the columns' sums loaded and stored less
+# Rows at a time: so often are the columns' sums loaded and stored less. Their own sums must fit
+# into the registers, and rows of 2^n bytes, which want the same places, into the first-level cache.
+TILE = 4 if WIDE else 2
+AHEAD = 4 if WIDE else 8  # rows from those at hand to those that are asked for
 
 # Where sums in float32 are as good as the claim: no squares lost at either end of its range …
 LEAST_A, LEAST_C, MOST = np.float32(1e-12), np.float32(1e-22), np.float32(1e15)
@@ -169,29 +173,33 @@ def _add_tiles(
     for i in range(0, height, TILE):
         row0 = row1 = row2 = row3 = (zero, zero, zero)
         for j in range(0, width, LANES):
-            for k in range(i + TILE, i + 2 * TILE):
+            for k in range(i + AHEAD, i + AHEAD + TILE):
                 if known is None:
                     prefetch(base, k, j)
                 prefetch(second, k, j)
             column = load(down, 0, j), load(down, 1, j), load(down, 2, j)
             row0, column = _step(load(base, i, j), load(second, i, j), part, row0, column)
             row1, column = _step(load(base, i + 1, j), load(second, i + 1, j), part, row1, column)
-            row2, column = _step(load(base, i + 2, j), load(second, i + 2, j), part, row2, column)
-            row3, column = _step(load(base, i + 3, j), load(second, i + 3, j), part, row3, column)
+            if TILE == 4:
+                x, y = load(base, i + 2, j), load(second, i + 2, j)
+                row2, column = _step(x, y, part, row2, column)
+                x, y = load(base, i + 3, j), load(second, i + 3, j)
+                row3, column = _step(x, y, part, row3, column)
             if known is None:
                 store(down, 0, j, column[0])
             store(down, 1, j, column[1])
             store(down, 2, j, column[2])
         _end_row(along, i, row0, known)
         _end_row(along, i + 1, row1, known)
-        _end_row(along, i + 2, row2, known)
-        _end_row(along, i + 3, row3, known)
+        if TILE == 4:
+            _end_row(along, i + 2, row2, known)
+            _end_row(along, i + 3, row3, known)
     restore(before)
 
 
 @compiled
 def _step(x: Vector, y: Vector, share: Vector, row: Vectors, column: Vectors) -> Any:
-    """Sixteen numbers of one row, into the row's sums and into those of their columns."""
+    """Some numbers of one row, into the row's sums and into those of their columns."""
     d = y - share * x
     aa, bb, cc = x * x, d * x, d * d
     return (

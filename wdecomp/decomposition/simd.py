@@ -1,4 +1,4 @@
-"""Vectors of sixteen float32 for compiled code: loops over them need no luck with a vectoriser.
+"""Vectors of float32 for compiled code: loops over them need no luck with a vectoriser.
 
 `load` widens what is stored (BF16, F16, float32) as it reads. Inside `with_flushed_denormals`
 numbers below 1e-38 count as zero, as on a GPU: an x86 takes a hundred cycles for each of them.
@@ -9,13 +9,16 @@ from platform import machine
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 from wdecomp.decomposition.stored import FAST, pointer_to, widened
 
-LANES = 16
+# Two registers of most processors, one of those that have thirty-two of 64 bytes.
+WIDE = get_host_cpu_features().get("avx512f", False)
+LANES = 16 if WIDE else 8
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _I32 = ir.IntType(32)
 _FLUSH = 0x8040  # bits of MXCSR: results and operands that are denormal count as zero

@@ -1,5 +1,6 @@
 """Does ΔM go with ΔD, and how sure is that? Functions of result tables alone, never of a tensor."""
 
+from wdecomp.stats.finished import result_fits
 from wdecomp.stats.fits import (
     ESTIMATORS,
     FIT_COLUMNS,
@@ -16,4 +17,5 @@ __all__ = [
     "RESPONSES",
     "column_fits",
     "module_fits",
+    "result_fits",
 ]

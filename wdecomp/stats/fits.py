@@ -1,6 +1,6 @@
 """The `fits` table: every correlation and line of magnitude change on direction change."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -53,27 +53,26 @@ def module_fits(modules: pd.DataFrame) -> pd.DataFrame:
     return _table([row for key, part in groups for row in _module_rows(key, part)])
 
 
-def column_fits(run: str, stack: str, module: str, axis: str, points: pd.DataFrame) -> pd.DataFrame:
-    """One `per_column` row per response and estimator, from the columns of all layers at one step.
+def column_fits(kinds: Iterable[tuple[tuple[str, ...], pd.DataFrame]]) -> pd.DataFrame:
+    """One `per_column` row per kind, response and estimator, from the columns of all its layers.
 
-    x is 1 − cos, y is |Δm|, |Δm|/m0 or Δm, one point per weight column; `points` has `layer`,
-    `magnitude_base` m0, `delta_magnitude` Δm = m − m0 (signed) and `delta_direction`. Columns with
-    m0 = 0 have no relative change and are left out there. Intervals as in `module_fits`: columns of
-    one layer resemble each other, so believe `cluster_low`, `cluster_high` before `low`, `high`.
+    A kind is ((run, stack, module, axis), points) with one point per weight column at one step. x
+    is 1 − cos, y is |Δm|, |Δm|/m0 or Δm; `points` has `layer`, `magnitude_base` m0,
+    `delta_magnitude` Δm = m − m0 (signed) and `delta_direction`. Columns with m0 = 0 have no
+    relative change and are left out there. Intervals as in `module_fits`: columns of one layer
+    resemble each other, so believe `cluster_low`, `cluster_high` before `low`, `high`.
     """
+    return _table([row for key, points in kinds for row in _column_rows(key, points)])
+
+
+def _column_rows(key: Row, points: pd.DataFrame) -> Iterator[Row]:
     x, signed = _figures(points["delta_direction"]), _figures(points["delta_magnitude"])
     layers = _codes(points["layer"])
     with np.errstate(all="ignore"):
         relative = np.abs(signed) / _figures(points["magnitude_base"])
-    responses = zip(RESPONSES, (np.abs(signed), relative, signed), strict=True)
-    key = (run, stack, module, axis)
-    return _table(
-        [
-            (*key, response, "per_column", *fit)
-            for response, y in responses
-            for fit in _whole_fits(x, y, layers)
-        ]
-    )
+    for response, y in zip(RESPONSES, (np.abs(signed), relative, signed), strict=True):
+        for fit in _whole_fits(x, y, layers):
+            yield (*key, response, "per_column", *fit)
 
 
 def _module_rows(key: Row, part: pd.DataFrame) -> Iterator[Row]:

@@ -16,9 +16,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 
 from wdecomp.errors import ResultsError, some
@@ -26,6 +25,9 @@ from wdecomp.table import files
 from wdecomp.table.parts import Part, read_groups, read_rows, write_part
 from wdecomp.table.results import Results, columns_file
 from wdecomp.table.schema import COLUMNS, FACTS, FITS, MODULES
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TABLES = ("modules.parquet", "facts.parquet", "fits.parquet")
 OURS = {"run.json", "parts", "columns", "DONE.json", ".lock", *TABLES}
@@ -58,7 +60,7 @@ class ResultsFolder:
         """Makes the part of one unit durable."""
         files.commit(self._part_path(unit), lambda path: write_part(path, part))
 
-    def finish(self, fits: Callable[[Results], pd.DataFrame]) -> Results:
+    def finish(self, fits: Callable[[Results], "pd.DataFrame"]) -> Results:
         """The final tables from the parts, then DONE.json; every step can be repeated."""
         parts = [self._part_path(unit) for unit in range(self._n_units)]
         modules, facts = self._in_run_order(parts)

@@ -4,16 +4,18 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wdecomp.errors import ResultsError
 from wdecomp.table.files import reading
 from wdecomp.table.schema import VERSION
+
+if TYPE_CHECKING:  # loaded by the first table that is read: much of the time that starting takes
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -36,23 +38,25 @@ class Results:
             return record
 
     @cached_property
-    def modules(self) -> pd.DataFrame:
+    def modules(self) -> "pd.DataFrame":
         """One row per run × step × parameter × axis: ΔM, ΔD and what goes with them."""
         return self._table("modules.parquet")
 
     @cached_property
-    def fits(self) -> pd.DataFrame:
+    def fits(self) -> "pd.DataFrame":
         """One row per statistic: correlations, slopes, intercepts, with intervals."""
         return self._table("fits.parquet")
 
     @cached_property
-    def facts(self) -> pd.DataFrame:
+    def facts(self) -> "pd.DataFrame":
         """One row per compared tensor, 1-D ones included: norms, changes, ranks, scalings."""
         return self._table("facts.parquet")
 
     @cached_property
-    def left_out(self) -> pd.DataFrame:
+    def left_out(self) -> "pd.DataFrame":
         """One row per tensor that was not compared: run, step, side, tensor, reason."""
+        import pandas as pd
+
         return pd.DataFrame(
             self.run["left_out"], columns=["run", "step", "side", "tensor", "reason"]
         ).astype({"step": "Int64"})
@@ -64,7 +68,7 @@ class Results:
         parameters: list[str] | None = None,
         axis: str = "output",
         every: int = 1,
-    ) -> pd.DataFrame:
+    ) -> "pd.DataFrame":
         """One row per column of the matrices of a run.
 
         Columns of the table: parameter, axis, column, magnitude_base (m0), delta_magnitude
@@ -106,7 +110,7 @@ class Results:
         last: int | None = steps[-1]
         return last
 
-    def _table(self, name: str) -> pd.DataFrame:
+    def _table(self, name: str) -> "pd.DataFrame":
         file = self.path / name
         with reading(file):
             return _pandas(pq.read_table(file, page_checksum_verification=True))
@@ -141,8 +145,8 @@ def _row_groups(metadata: Any) -> list[tuple[str, str]]:
     return [(g.column(0).statistics.min, g.column(1).statistics.min) for g in groups]
 
 
-def _pandas(table: pa.Table) -> pd.DataFrame:
+def _pandas(table: pa.Table) -> "pd.DataFrame":
     """As pandas, with whole numbers that may be missing as Int64 and text as str."""
     frame: pd.DataFrame = table.to_pandas(integer_object_nulls=False)
     whole = [field.name for field in table.schema if field.name in {"step", "layer", "rank"}]
-    return frame.astype(dict.fromkeys(whole, "Int64"))
+    return frame.astype(dict.fromkeys(whole, "Int64")) if whole else frame

@@ -1,0 +1,40 @@
+"""The fits of finished tables: of the matrices, and of the columns that were kept."""
+
+import math
+from collections.abc import Iterator
+
+import pandas as pd
+
+from wdecomp.stats.fits import column_fits, module_fits
+from wdecomp.table import Results
+
+MOST_COLUMNS = 1 << 18  # of a module kind in one fit; of more, evenly spaced ones are taken
+
+
+def result_fits(results: Results) -> pd.DataFrame:
+    """Everything that the `fits` table has, from the tables that come before it.
+
+    Columns are those of each run's last step, a run and module kind at a time, so that memory does
+    not grow with the model.
+
+    Raises:
+        ResultsError: a table cannot be read.
+    """
+    tables = [module_fits(results.modules), column_fits(_kept_columns(results))]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _kept_columns(results: Results) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
+    """(run, stack, module, axis) and the columns of it."""
+    modules = results.modules
+    last = modules.groupby("run", sort=False)["step"].transform("max")
+    wanted = (modules["step"] == last) | modules["step"].isna()
+    wanted &= modules["axis"].isin(results.run["options"]["columns"])
+    kinds = modules[wanted].groupby(["run", "stack", "module", "axis"], sort=False)
+    for key, rows in kinds:
+        run, stack, module, axis = (str(part) for part in key)
+        every = math.ceil(rows["n_columns"].sum() / MOST_COLUMNS)
+        points = results.columns(run, None, list(rows["parameter"]), axis, max(every, 1))
+        layer_of = rows.set_index("parameter")["layer"]
+        points["layer"] = points["parameter"].map(layer_of).astype("Int64")
+        yield (run, stack, module, axis), points
