@@ -5,9 +5,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +23,6 @@ Axes = Literal["output", "input", "both"]
 Columns = Literal["none", "output", "input", "both"]
 QUANTIZATION = "quantization"  # the run that shows what quantising the base did
 COMPILING = "Compiling the kernel for these dtypes: some seconds, once; it is kept."
-STATISTICS = "wdecomp.stats"  # half of all that is imported, and needed last
 LIBRARIES = ("wdecomp", "numba", "numpy", "pandas", "pyarrow", "scipy")
 
 
@@ -94,14 +91,14 @@ def compare(
         todo = sum(
             plan.nbytes(name) for unit in folder.pending() for name in plan.units[unit].parameters
         )
-        with ThreadPoolExecutor(1) as importing:
-            statistics = importing.submit(import_module, STATISTICS)
-            with (
-                compilation_told(lambda: aside(COMPILING, progress)),
-                byte_progress(todo, "reading", progress) as on_bytes,
-            ):
-                run_units(plan, options, folder, workers, on_bytes)
-        return folder.finish(statistics.result().result_fits)
+        with (
+            compilation_told(lambda: aside(COMPILING, progress)),
+            byte_progress(todo, "reading", progress) as on_bytes,
+        ):
+            run_units(plan, options, folder, workers, on_bytes)
+        from wdecomp.stats import result_fits  # with pandas: half a second that inspect has not
+
+        return folder.finish(result_fits)
 
 
 def plan_comparison(

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-import scipy.linalg
 
 from wdecomp.adapter.change import fit
 from wdecomp.adapter.low_rank import LowRank, Product
@@ -87,5 +86,7 @@ def _singular(w: Floats, rank: int) -> Floats:
 def _leading(gram: Floats, rank: int) -> Floats:
     """The eigenvectors of the largest eigenvalues."""
     size = len(gram)
+    import scipy.linalg  # a quarter of a second that only PiSSA needs
+
     found = scipy.linalg.eigh(gram, subset_by_index=(size - rank, size - 1))[1]
     return np.asarray(found)

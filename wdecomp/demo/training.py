@@ -21,7 +21,7 @@ from wdecomp.demo.encoder import (
 )
 from wdecomp.demo.pairs import split, standard_library_pairs
 from wdecomp.errors import TrainingError
-from wdecomp.train import Settings, train
+from wdecomp.train import Adapter, Settings, train
 from wdecomp.train.loop import Method
 
 # Method → its folder and its learning rate.
@@ -109,25 +109,27 @@ def _run(
 ) -> Outcome:
     model = load_encoder(Path(settings.base_name))
     start = time.perf_counter()
-    losses = train(model, _batches(trained_on, size.batch), contrastive_loss, settings, out)
+    steps = train(model, _batches(trained_on, size.batch), contrastive_loss, settings, out)
     seconds = time.perf_counter() - start
     mrr, accuracy = retrieval_score(model, tested_on)
     decay = settings.weight_decay
-    return Outcome(settings.method, decay, out, mrr, accuracy, tuple(losses), seconds)
+    losses = tuple(step.loss for step in steps)
+    return Outcome(settings.method, decay, out, mrr, accuracy, losses, seconds)
 
 
 def _settings(
     method: Method, lr: float, decay: float, base: Path, size: Size, progress: bool
 ) -> Settings:
+    adapters = {}
+    if method != "full":
+        adapters = {target: Adapter(method, rank=16, alpha=32) for target in TARGETS}
     return Settings(
         method=method,
         base_name=str(base.resolve()),
         lr=lr,
         steps=size.steps,
         save_steps=tuple(math.ceil(size.steps * part) for part in SAVED),
-        targets=TARGETS,
-        rank=16,
-        alpha=32,
+        adapters=adapters,
         weight_decay=decay,
         warmup=round(size.steps / 10),
         seed=SEED,

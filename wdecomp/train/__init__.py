@@ -1,7 +1,19 @@
-"""The reference trainer: full fine-tuning, LoRA and DoRA."""
+"""The reference trainer: the methods of the paper, and the loop that trains them."""
 
+from wdecomp.train.adapting import adapt, adapted_layers, norms_kept, weights_kept
 from wdecomp.train.export import save_adapter, save_full
-from wdecomp.train.layers import AdapterLinear, adapt
+from wdecomp.train.layers import AdaptedLayer, Adapter
 from wdecomp.train.loop import Settings, train
 
-__all__ = ["AdapterLinear", "Settings", "adapt", "save_adapter", "save_full", "train"]
+__all__ = [
+    "AdaptedLayer",
+    "Adapter",
+    "Settings",
+    "adapt",
+    "adapted_layers",
+    "norms_kept",
+    "save_adapter",
+    "save_full",
+    "train",
+    "weights_kept",
+]

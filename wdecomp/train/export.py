@@ -18,23 +18,41 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from wdecomp.errors import TrainingError
-from wdecomp.train.layers import AdapterLinear
+from wdecomp.train.adapting import adapted_layers
+from wdecomp.train.peft_format import input_format, lora_format, vera_format
 
 
 def save_adapter(model: nn.Module, folder: Path, base_name: str) -> None:
-    """Writes the adapters of `model` as `PeftModel.from_pretrained` reads them, in float32.
+    """Writes the adapters of `model`, in float32, as `PeftModel.from_pretrained` reads them.
+
+        adapter_model.safetensors, adapter_config.json    LoRA, DoRA, VeRA; DVoRA as a DoRA
+        compact/adapter_model.safetensors, …              DVoRA as VeRA's vectors and magnitudes
+        lycoris.safetensors                               alone, where magnitudes are of inputs
 
     `base_name` goes into the config as the base model, a folder or a hub name.
 
     Raises:
-        TrainingError: the model has no adapters, or they are not of one rank, alpha and method.
+        TrainingError: the model has no adapters, or they do not fit into one file.
     """
-    adapters = {
-        name: module for name, module in model.named_modules() if isinstance(module, AdapterLinear)
-    }
-    config = _config(adapters, base_name)
-    with _published(folder) as draft:
-        save_file(_tensors(adapters), draft / "adapter_model.safetensors", {"format": "pt"})
+    layers = adapted_layers(model)
+    if not layers:
+        raise TrainingError(f"{folder}: the model has no adapters, so there is nothing to save.")
+    methods = {layer.adapter.method for layer in layers.values()}
+    if any(layer.adapter.axis == "input" for layer in layers.values() if layer.magnitude is not None):
+        with published(folder) as draft:
+            save_file(input_format(layers), draft / "lycoris.safetensors", {"format": "pt"})
+        return
+    if methods == {"vera"}:
+        _write_adapter(folder, *vera_format(layers, base_name))
+        return
+    _write_adapter(folder, *lora_format(layers, base_name))
+    if methods == {"dvora"}:
+        _write_adapter(folder / "compact", *vera_format(layers, base_name))
+
+
+def _write_adapter(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    with published(folder) as draft:
+        save_file(tensors, draft / "adapter_model.safetensors", {"format": "pt"})
         text = json.dumps(config, indent=2, sort_keys=True)
         (draft / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -43,7 +61,7 @@ def save_full(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path
 ) -> None:
     """Writes a whole model (and its tokenizer) as `AutoModel.from_pretrained` reads it."""
-    with _published(folder) as draft, quiet():
+    with published(folder) as draft, quiet():
         model.save_pretrained(draft)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
@@ -63,46 +81,8 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _config(adapters: dict[str, AdapterLinear], base_name: str) -> dict[str, Any]:
-    kinds = {(a.rank, a.alpha, a.dropout.p, a.magnitude is not None) for a in adapters.values()}
-    if len(kinds) != 1:
-        raise TrainingError(
-            f"the model: has {len(kinds)} kinds of adapter, one was expected. "
-            "An adapter_config.json holds one rank, alpha, dropout and method."
-        )
-    rank, alpha, dropout, use_dora = kinds.pop()
-    return {
-        "base_model_name_or_path": base_name,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_alpha": alpha,
-        "lora_dropout": dropout,
-        "modules_to_save": None,
-        "peft_type": "LORA",
-        "r": rank,
-        "target_modules": sorted({name.rpartition(".")[2] for name in adapters}),
-        "task_type": None,
-        "use_dora": use_dora,
-        "use_rslora": False,
-    }
-
-
-def _tensors(adapters: dict[str, AdapterLinear]) -> dict[str, Tensor]:
-    """PEFT's names → the trained tensors."""
-    tensors = {}
-    for name, adapter in adapters.items():
-        key = f"base_model.model.{name}"
-        tensors[f"{key}.lora_A.weight"] = adapter.lora_A
-        tensors[f"{key}.lora_B.weight"] = adapter.lora_B
-        if adapter.magnitude is not None:
-            tensors[f"{key}.lora_magnitude_vector"] = adapter.magnitude
-    return {key: tensor.detach().float().cpu().contiguous() for key, tensor in tensors.items()}
-
-
 @contextmanager
-def _published(folder: Path) -> Iterator[Path]:
+def published(folder: Path) -> Iterator[Path]:
     """A folder to write into; what is in it at the end is moved into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as draft:
