@@ -16,8 +16,18 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModel, BertConfig, BertModel
 
+import wdecomp
 from wdecomp.errors import TrainingError
-from wdecomp.train import Settings, adapt, export, save_adapter, save_full, train
+from wdecomp.train import (
+    Adapter,
+    Settings,
+    adapt,
+    adapted_layers,
+    export,
+    save_adapter,
+    save_full,
+    train,
+)
 from wdecomp.train.loop import lr_factor
 
 METHODS = pytest.mark.parametrize("method", ["full", "lora", "dora"])
@@ -33,8 +43,9 @@ def tiny_bert() -> BertModel:
 
 
 def settings(method: str, **changes: Any) -> Settings:
-    given = {"lr": 0.01, "steps": 4, "save_steps": (2, 4), "targets": ("query", "dense")}
-    given |= {"rank": 3, "alpha": 7, "base_name": "base", "progress": False}
+    given = {"lr": 0.01, "steps": 4, "save_steps": (2, 4), "base_name": "base", "progress": False}
+    if method != "full":
+        given["adapters"] = dict.fromkeys(("query", "dense"), Adapter(method, 3, 7))
     return Settings(method=method, **(given | changes))
 
 
@@ -60,9 +71,9 @@ def test_saved_adapter_loads_in_peft_and_merges_to_our_weights(tmp_path: Path, m
     base = copy.deepcopy(model)
     train(model, batches(), spread, settings(method), tmp_path)
     peft = PeftModel.from_pretrained(base, tmp_path / "checkpoint-4").merge_and_unload()
-    adapters = [(n, m) for n, m in model.named_modules() if hasattr(m, "lora_A")]
+    adapters = adapted_layers(model)
     assert len(adapters) == 2 * 4
-    for name, adapter in adapters:
+    for name, adapter in adapters.items():
         theirs = peft.get_submodule(name).weight.data
         torch.testing.assert_close(adapter.merged(), theirs, **ROUNDING)
         assert not torch.equal(theirs, adapter.base.weight.data)
@@ -70,7 +81,7 @@ def test_saved_adapter_loads_in_peft_and_merges_to_our_weights(tmp_path: Path, m
 
 def test_adapter_files_have_pefts_names_and_our_settings(tmp_path: Path) -> None:
     model = tiny_bert().double()
-    adapt(model, ["query"], "dora", 3, 7, dropout=0.25)
+    adapt(model, {"query": Adapter("dora", 3, 7, dropout=0.25)})
     save_adapter(model, tmp_path, "some/base")
     assert set(hashes(tmp_path)) == {"adapter_config.json", "adapter_model.safetensors"}
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
@@ -102,7 +113,7 @@ def test_interrupted_save_leaves_the_older_checkpoint_whole(
         raise OSError("disk full")
 
     model = tiny_bert()
-    adapt(model, ["query"], "lora", 3, 7)
+    adapt(model, {"query": Adapter("lora", 3, 7)})
     save_adapter(model, tmp_path, "base")
     before = hashes(tmp_path)
     monkeypatch.setattr(export, "save_file", torn)
@@ -112,7 +123,7 @@ def test_interrupted_save_leaves_the_older_checkpoint_whole(
 
 
 def test_model_without_adapters_is_not_saved_as_one(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="has 0 kinds of adapter, one was expected"):
+    with pytest.raises(TrainingError, match="the model has no adapters"):
         save_adapter(tiny_bert(), tmp_path / "none", "base")
     assert not (tmp_path / "none").exists()
 
@@ -122,9 +133,9 @@ def test_checkpoints_stand_at_the_chosen_steps_and_the_loss_falls(
     tmp_path: Path, method: str
 ) -> None:
     run = settings(method, steps=9, save_steps=(1, 6, 9))
-    losses = train(tiny_bert(), batches(), spread, run, tmp_path)
+    losses = [step.loss for step in train(tiny_bert(), batches(), spread, run, tmp_path)]
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["checkpoint-1", "checkpoint-6", "checkpoint-9"]
+    assert names == ["checkpoint-1", "checkpoint-6", "checkpoint-9", "state.safetensors"]
     assert len(losses) == 9
     assert losses[-1] < 0.95 * losses[0]
 
@@ -154,7 +165,7 @@ def test_numbers_that_are_no_longer_finite_stop_the_run_and_name_the_step(
 
     with pytest.raises(TrainingError, match=f"step 4: the {name}, a finite number was expected"):
         train(tiny_bert(), batches(), breaks, settings(method), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2", "state.safetensors"]
 
 
 def test_batches_that_end_early_are_named(tmp_path: Path) -> None:
@@ -166,6 +177,9 @@ def test_learning_rate_warms_up_and_then_falls_to_zero() -> None:
     run = settings("full", steps=6, warmup=2)
     assert [lr_factor(step, run) for step in range(7)] == [0.5, 1, 1, 0.75, 0.5, 0.25, 0]
     assert [lr_factor(step, settings("full", steps=4)) for step in range(4)] == [1, 0.75, 0.5, 0.25]
+    cosine = [lr_factor(step, settings("full", steps=4, schedule="cosine")) for step in (0, 2)]
+    assert cosine == pytest.approx([1, 0.5])
+    assert lr_factor(3, settings("full", steps=4, schedule="constant")) == 1
 
 
 def test_full_training_is_adamw_on_the_gradient_of_each_batch(tmp_path: Path) -> None:
@@ -180,7 +194,7 @@ def test_full_training_is_adamw_on_the_gradient_of_each_batch(tmp_path: Path) ->
         optimizer.step()
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         # Adam divides by √v: where a gradient is all rounding, so is the step. Hence the mean.
-        assert (ours - theirs).abs().mean() < 1e-5
+        assert (ours - theirs).abs().mean() < 1e-4  # of steps of 1e-2
 
 
 @METHODS
@@ -190,7 +204,7 @@ def test_weight_decay_shrinks_every_trained_tensor(tmp_path: Path, method: str) 
     run = settings(method, weight_decay=2.0, warmup=2)
     if method != "full":
         torch.manual_seed(run.seed)
-        adapt(start, run.targets, method, run.rank, run.alpha)
+        adapt(start, run.adapters)
     train(model, batches(), lambda m, ids: 0 * spread(m, ids), run, tmp_path)
     shrunk = math.prod(1 - 0.01 * lr_factor(step, run) * 2.0 for step in range(4))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -198,3 +212,94 @@ def test_weight_decay_shrinks_every_trained_tensor(tmp_path: Path, method: str) 
     for name, before in start.named_parameters():
         expected = before.data * shrunk if name in trained else before.data
         torch.testing.assert_close(model.get_parameter(name).data, expected, **ROUNDING)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "vera", "dvora", "magnitude"])
+def test_every_method_loads_in_peft_and_merges_to_our_weights(tmp_path: Path, method: str) -> None:
+    model = tiny_bert()
+    base = copy.deepcopy(model)
+    run = settings(method, lr=0.1)
+    train(model, batches(), spread, run, tmp_path)
+    peft = PeftModel.from_pretrained(base, tmp_path / "checkpoint-4").merge_and_unload()
+    for name, adapter in adapted_layers(model).items():
+        theirs = peft.get_submodule(name).weight.data
+        torch.testing.assert_close(adapter.merged(), theirs, **ROUNDING)
+        assert not torch.equal(theirs, adapter.base.weight.data)
+
+
+def test_directions_and_magnitudes_alone_are_one_adapter_for_peft(tmp_path: Path) -> None:
+    """The paper's section 5.6: most layers have magnitudes and directions, some magnitudes only."""
+    adapters = {"query": Adapter("dora", 3, 7), "dense": Adapter("magnitude")}
+    model = tiny_bert()
+    base = copy.deepcopy(model)
+    train(model, batches(), spread, settings("dora", adapters=adapters), tmp_path)
+    peft = PeftModel.from_pretrained(base, tmp_path / "checkpoint-4").merge_and_unload()
+    for name, adapter in adapted_layers(model).items():
+        theirs = peft.get_submodule(name).weight.data
+        torch.testing.assert_close(adapter.merged(), theirs, **ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "place"),
+    [("dvora", {}, "checkpoint-4/compact"), ("dora", {"axis": "input"}, "checkpoint-4")],
+)
+def test_what_peft_has_not_is_read_by_compare(
+    tmp_path: Path, method: Any, changes: dict[str, Any], place: str
+) -> None:
+    model = tiny_bert()
+    save_full(model, None, tmp_path / "base")
+    adapter = Adapter(method, 3, 7, **changes)
+    train(model, batches(), spread, settings(method, adapters={"query": adapter}), tmp_path / "run")
+    found = wdecomp.compare(tmp_path / "base", tmp_path / "run" / place).modules
+    base = AutoModel.from_pretrained(tmp_path / "base", add_pooling_layer=False)
+    layers = adapted_layers(model)
+    assert len(found) == 2 * len(layers)
+    for row in found.itertuples():
+        name = row.parameter.removesuffix(".weight")
+        weight, merged = base.get_submodule(name).weight, layers[name].merged()
+        delta = wdecomp.column_delta(weight, merged, row.axis)
+        assert row.delta_magnitude == pytest.approx(abs(delta.delta_magnitude).mean(), rel=1e-4)
+        assert row.delta_direction == pytest.approx(delta.delta_direction.mean(), rel=1e-4)
+
+
+@METHODS
+def test_an_interrupted_run_ends_with_the_bytes_of_one_that_was_not(
+    tmp_path: Path, method: str
+) -> None:
+    class Killed(Exception):
+        pass
+
+    run = settings(method, steps=7, save_steps=(2, 5, 7), accumulate=2, weight_decay=0.1, clip=0.5)
+    train(tiny_bert().train(), batches(), spread, run, tmp_path / "whole")
+    for last in (1, 2, 4, 6):
+
+        def stop(step: Any, last: int = last) -> None:
+            if step.step == last:
+                raise Killed
+
+        with pytest.raises(Killed):
+            train(tiny_bert().train(), batches(), spread, run, tmp_path / "cut", stop)
+    steps = train(tiny_bert().train(), batches(), spread, run, tmp_path / "cut")
+    assert [step.step for step in steps] == list(range(1, 8))
+    assert hashes(tmp_path / "whole") == hashes(tmp_path / "cut")
+
+
+def test_the_state_of_another_run_is_not_continued(tmp_path: Path) -> None:
+    train(tiny_bert(), batches(), spread, settings("lora"), tmp_path)
+    with pytest.raises(TrainingError, match=r"holds a run with lr 0.01, this one has 0.5\. Choose"):
+        train(tiny_bert(), batches(), spread, settings("lora", lr=0.5), tmp_path)
+    (tmp_path / "state.safetensors").write_bytes(b"torn")
+    with pytest.raises(TrainingError, match=r"state\.safetensors: is no state of this run"):
+        train(tiny_bert(), batches(), spread, settings("lora"), tmp_path)
+
+
+def test_accumulated_gradients_are_those_of_one_batch(tmp_path: Path) -> None:
+    def halves() -> Iterator[Tensor]:
+        for batch in batches():
+            yield from batch.chunk(2)
+
+    once = train(tiny_bert(), batches(), spread, settings("dora"), tmp_path / "a")
+    twice = train(tiny_bert(), halves(), spread, settings("dora", accumulate=2), tmp_path / "b")
+    for one, two in zip(once, twice, strict=True):
+        assert one.loss == pytest.approx(two.loss, rel=1e-5)
+        assert one.gradient_norm == pytest.approx(two.gradient_norm, rel=1e-4)

@@ -4,6 +4,7 @@ numpy and scipy.special do it. scipy.stats is what the tests compare with: impor
 longer than comparing a gigabyte.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -100,14 +101,14 @@ def line(points: Sample) -> tuple[Estimate, Estimate]:
     only where no group means were subtracted.
     """
     x, x_mean, y, y_mean = *_centred(points.x), *_centred(points.y)
-    squares = x @ x
-    slope = (x @ y) / squares
+    squares = float(x @ x)
+    slope = float(x @ y) / squares
     residuals = y - slope * x
     df = points.n_effective - 2
-    variance = (residuals @ residuals) / df
+    variance = float(residuals @ residuals) / df
     t95 = float(stdtrit(df, 0.975))
-    slope_reach = t95 * np.sqrt(variance / squares)
-    intercept_reach = t95 * np.sqrt(variance * (1 / len(x) + x_mean * x_mean / squares))
+    slope_reach = t95 * math.sqrt(variance / squares)
+    intercept_reach = t95 * math.sqrt(variance * (1 / len(x) + x_mean * x_mean / squares))
     return (
         _symmetric(slope, slope_reach, points.y_exponent - points.x_exponent),
         _symmetric(y_mean - slope * x_mean, intercept_reach, points.y_exponent),
@@ -163,7 +164,7 @@ def _levels(values: Floats) -> Floats:
 def _fisher(r: float, variance: float, n: int) -> Estimate:
     if n <= 3:
         return Estimate(r, -1.0, 1.0)
-    reach = Z95 * np.sqrt(variance / (n - 3))
+    reach = Z95 * math.sqrt(variance / (n - 3))
     centre = np.arctanh(r)
     return Estimate(r, float(np.tanh(centre - reach)), float(np.tanh(centre + reach)))
 

@@ -36,11 +36,12 @@ def adapt(model: nn.Module, adapters: Mapping[str, Adapter], projection_key: int
             f"rank: is {', '.join(map(str, sorted(ranks)))} in different layers, one rank was "
             "expected. VeRA's layers share their matrices."
         )
-    shapes = [
-        tuple(kind_of(name, layer).matrix(layer).shape)
+    matrices = [
+        kind_of(name, layer).matrix(layer)
         for name, layer, adapter in found
         if adapter.method in SHARED
     ]
+    shapes = [(matrix.shape[0], matrix.shape[1]) for matrix in matrices]
     projections = Projections.drawn(ranks.pop(), shapes, projection_key) if shapes else None
     model.requires_grad_(False)
     for name, layer, adapter in found:
@@ -98,9 +99,7 @@ def _checked(adapter: Adapter) -> Adapter:
     return adapter
 
 
-def _named(
-    model: nn.Module, target: str, adapter: Adapter
-) -> Iterator[tuple[str, nn.Module]]:
+def _named(model: nn.Module, target: str, adapter: Adapter) -> Iterator[tuple[str, nn.Module]]:
     """Every layer with this last name component, by full name."""
     found = [(n, m) for n, m in model.named_modules() if n.rpartition(".")[2] == target]
     if not found:

@@ -38,9 +38,11 @@ def save_adapter(model: nn.Module, folder: Path, base_name: str) -> None:
     if not layers:
         raise TrainingError(f"{folder}: the model has no adapters, so there is nothing to save.")
     methods = {layer.adapter.method for layer in layers.values()}
-    if any(layer.adapter.axis == "input" for layer in layers.values() if layer.magnitude is not None):
+    with_magnitude = [layer for layer in layers.values() if layer.magnitude is not None]
+    if any(layer.adapter.axis == "input" for layer in with_magnitude):
         with published(folder) as draft:
-            save_file(input_format(layers), draft / "lycoris.safetensors", {"format": "pt"})
+            file = draft / "pytorch_lora_weights.safetensors"
+            save_file(input_format(layers), file, {"format": "pt"})
         return
     if methods == {"vera"}:
         _write_adapter(folder, *vera_format(layers, base_name))
@@ -58,11 +60,17 @@ def _write_adapter(folder: Path, tensors: dict[str, Tensor], config: dict[str, A
 
 
 def save_full(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
-    """Writes a whole model (and its tokenizer) as `AutoModel.from_pretrained` reads it."""
+    """Writes a whole model (and its tokenizer) as `AutoModel.from_pretrained` reads it.
+
+    `state` takes the place of the model's own state_dict, of which a process may have a part.
+    """
     with published(folder) as draft, quiet():
-        model.save_pretrained(draft)
+        model.save_pretrained(draft, state_dict=state)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
 

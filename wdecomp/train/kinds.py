@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from wdecomp.errors import TrainingError
+from wdecomp.train.nf4 import Nf4Linear, through
 
 
 class Kind(Protocol):
@@ -67,6 +68,14 @@ class LinearKind:
     def across(self, vector: Tensor) -> Tensor:
         """Features are last."""
         return vector
+
+
+class Nf4Kind(LinearKind):
+    """`Nf4Linear`: W0 is decoded for the moment, and again for the backward pass."""
+
+    def through(self, x: Tensor, matrix: Tensor, layer: Any) -> Tensor:
+        """X Wᵀ; W0 is not kept, other matrices are."""
+        return through(x, matrix)
 
 
 class TransposedKind(LinearKind):
@@ -137,6 +146,8 @@ def kind_of(name: str, layer: nn.Module) -> Kind:
     """
     if isinstance(layer, nn.Linear):
         return LinearKind()
+    if isinstance(layer, Nf4Linear):
+        return Nf4Kind()
     if isinstance(layer, Conv1D):
         return TransposedKind()
     if isinstance(layer, nn.Embedding):

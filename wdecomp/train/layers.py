@@ -33,7 +33,7 @@ AdapterMethod = Literal["lora", "dora", "vera", "dvora", "magnitude"]
 WITH_MAGNITUDE = ("dora", "dvora", "magnitude")
 SHARED = ("vera", "dvora")  # A and B
 D_INITIAL = 0.1  # every number of VeRA's d
-HIDDEN = 1e-3  # of the bias: a smaller magnitude leaves too few digits of m in the output
+HIDDEN = 0.1  # of the bias: below that too few digits of m are left in the output
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ class AdaptedLayer(nn.Module):
         TrainingError: the layer has no matrix that this adapter can change.
     """
 
+    square: Tensor  # ‖w0‖² of each row, where there are magnitudes
+
     def __init__(
         self,
         name: str,
@@ -104,7 +106,8 @@ class AdaptedLayer(nn.Module):
         # training is smaller than the distance of neighbouring numbers, and m would stand still.
         self.wide = torch.promote_types(w0.dtype, torch.float32)
         self._start(w0.detach().to(self.wide))
-        self.kept_norm = self.kept_weight = None
+        self.kept_norm: Tensor | None = None
+        self.kept_weight: Tensor | None = None
         self.keeps_norm = False
         self.train(base.training)
 
@@ -212,7 +215,7 @@ class AdaptedLayer(nn.Module):
 
     def _factored_norm(self, a: Tensor | None, b: Tensor | None) -> Tensor:
         """‖V‖ without V: ‖v_j‖² = ‖w_j‖² + Σ_r b_jr (2s W0Aᵀ + s² B AAᵀ)_jr."""
-        square: Tensor = self.square
+        square = self.square
         if a is not None and b is not None:
             w0, s = self._turned(self.kind.matrix(self.base)).to(self.wide), self.adapter.scaling
             if self.adapter.axis == "input":
@@ -316,6 +319,7 @@ def row_norm(weight: Tensor) -> Tensor:
     """‖w‖₂ of each row, (out,), at least the root of the smallest positive number.
 
     An all-zero row has no direction. Its m/‖V‖ would be 0/0; with the bound it is 1, and W is 0.
+    How the matrix lies in memory makes no difference, so that m/‖V‖ is 1 for V = W0.
     """
-    norm: Tensor = torch.linalg.vector_norm(weight, dim=1)
+    norm: Tensor = torch.linalg.vector_norm(weight.contiguous(), dim=1)
     return norm.clamp_min(math.sqrt(torch.finfo(weight.dtype).tiny))

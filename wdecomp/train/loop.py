@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from wdecomp.errors import TrainingError
 from wdecomp.train.adapting import adapt, norms_kept
+from wdecomp.train.distributed import Parallel, full, mean_over_processes, parallel, rank, whole
 from wdecomp.train.export import save_adapter, save_full
 from wdecomp.train.layers import Adapter, AdapterMethod
 from wdecomp.train.state import load_state, save_state
@@ -80,10 +81,11 @@ class Step:
 def train(
     model: PreTrainedModel,
     batches: Iterable[Batch],
-    loss: Callable[[PreTrainedModel, Batch], Tensor],
+    loss: Callable[[Any, Batch], Tensor],
     settings: Settings,
     out: Path,
     on_step: Callable[[Step], None] = lambda _: None,
+    across: Parallel = "none",
 ) -> list[Step]:
     """Every step of the run; trains `model` in place and writes `out/checkpoint-N`.
 
@@ -98,13 +100,17 @@ def train(
         settings: all that the result depends on.
         out: the run's folder.
         on_step: told of every step when it is done.
+        across: how the processes of a torchrun share the work, see `distributed.py`; `batches` are
+            then this process's, and the loss is the mean over all.
 
     Raises:
         TrainingError: the settings do not fit the model or the state in `out`, the batches end
             early, or the loss or its gradient is no longer finite.
     """
     torch.manual_seed(settings.seed)
-    parameters = _prepare(model, settings)
+    _adapt(model, settings)
+    called = parallel(model, across)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
     )
@@ -113,7 +119,7 @@ def train(
     _skip(source, len(done) * settings.accumulate)
     with _bar(settings, len(done)) as bar:
         for number in range(len(done) + 1, settings.steps + 1):
-            step = _step(model, source, loss, settings, parameters, optimizer, number)
+            step = _step(called, source, loss, settings, parameters, optimizer, number)
             done.append(step)
             on_step(step)
             bar.set_postfix(loss=f"{step.loss:.3f}", refresh=False)
@@ -126,16 +132,16 @@ def train(
 
 
 def _step(
-    model: PreTrainedModel,
+    model: nn.Module,
     source: Iterator[Batch],
-    loss: Callable[[PreTrainedModel, Batch], Tensor],
+    loss: Callable[[Any, Batch], Tensor],
     settings: Settings,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.AdamW,
     number: int,
 ) -> Step:
     """Gradients of some batches, and the optimizer's step."""
-    torch.manual_seed(settings.seed * 1_000_003 + number)
+    torch.manual_seed((settings.seed * 1_000_003 + number) * 1009 + rank())
     value = 0.0
     with norms_kept(model):
         for i in range(settings.accumulate):
@@ -145,8 +151,9 @@ def _step(
             share = loss(model, batch) / settings.accumulate
             share.backward()  # type: ignore[no-untyped-call]
             value += share.item()
+    value = mean_over_processes(value)
     gradients = [p.grad for p in parameters.values() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = full(torch.nn.utils.get_total_norm(gradients))
     _check_finite(number, value, norm.item(), settings)
     if settings.clip is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters.values(), settings.clip, norm)
@@ -172,13 +179,12 @@ def lr_factor(step: int, settings: Settings) -> float:
     return 1 - over if settings.schedule == "linear" else 1.0
 
 
-def _prepare(model: PreTrainedModel, settings: Settings) -> dict[str, nn.Parameter]:
-    """The parameters to train, after the adapters (if any) have been put in."""
+def _adapt(model: PreTrainedModel, settings: Settings) -> None:
+    """Lets the parameters that are to be trained have gradients; puts adapters in, if any."""
     if settings.method == "full":
         model.requires_grad_(True)
     else:
         adapt(model, settings.adapters)
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _skip(source: Iterator[Batch], count: int) -> None:
@@ -186,9 +192,9 @@ def _skip(source: Iterator[Batch], count: int) -> None:
     next(islice(source, count, count), None)
 
 
-def _bar(settings: Settings, done: int) -> "tqdm[None]":
+def _bar(settings: Settings, done: int) -> "tqdm[Any]":
     label = f"{settings.method}, decay {settings.weight_decay:g}"
-    hidden = not settings.progress
+    hidden = not settings.progress or rank() > 0
     return tqdm(
         total=settings.steps, initial=done, desc=label, disable=hidden, file=sys.stderr, unit="step"
     )
@@ -212,7 +218,12 @@ def _check_finite(step: int, loss: float, norm: float, settings: Settings) -> No
 
 
 def _save(model: PreTrainedModel, folder: Path, settings: Settings) -> None:
+    """A checkpoint, by the first process, of what all of them have together."""
     if settings.method == "full":
-        save_full(model, None, folder)
-    else:
-        save_adapter(model, folder, settings.base_name)
+        state = {name: full(tensor) for name, tensor in model.state_dict().items()}
+        if rank() == 0:
+            save_full(model, None, folder, state)
+        return
+    with whole(model):
+        if rank() == 0:
+            save_adapter(model, folder, settings.base_name)

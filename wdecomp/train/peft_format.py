@@ -82,7 +82,7 @@ def vera_format(layers: Mapping[str, AdaptedLayer], base_name: str) -> tuple[Ten
 
 
 def input_format(layers: Mapping[str, AdaptedLayer]) -> Tensors:
-    """As LyCORIS writes DoRA with magnitudes of inputs, which PEFT has not: `dora_scale` (1, in)."""
+    """As LyCORIS writes DoRA with magnitudes of inputs, `dora_scale` (1, in), which PEFT has not."""
     tensors: Tensors = {}
     for name, layer in layers.items():
         a, b = layer.factors()

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wdecomp.errors import TrainingError
+from wdecomp.train.distributed import as_part_of, full, rank
 from wdecomp.train.export import published
 
 FILE = "state.safetensors"
@@ -34,9 +35,11 @@ def save_state(
     """Writes the state after the steps that `rows` tell of."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
-        tensors[name] = parameter.detach()
+        tensors[name] = full(parameter.detach())
         moments = optimizer.state.get(parameter, {})  # none where no gradient ever came
-        tensors |= {f"{name}.{kind}": moments[kind] for kind in MOMENTS if kind in moments}
+        tensors |= {f"{name}.{kind}": full(moments[kind]) for kind in MOMENTS if kind in moments}
+    if rank() > 0:
+        return
     tensors = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
     record = {"settings": _plain(settings), "rows": rows}
     with published(out) as draft:
@@ -63,9 +66,11 @@ def load_state(
             _require_same(out, record["settings"], _plain(settings))
             rows: list[Row] = record["rows"]
             for name, parameter in parameters.items():
-                parameter.data.copy_(stored.get_tensor(name))
+                parameter.data.copy_(as_part_of(stored.get_tensor(name), parameter))
                 if f"{name}.{MOMENTS[0]}" in stored.keys():  # noqa: SIM118 - not a dict
-                    moments = {k: stored.get_tensor(f"{name}.{k}").to(parameter) for k in MOMENTS}
+                    moments = {
+                        k: as_part_of(stored.get_tensor(f"{name}.{k}"), parameter) for k in MOMENTS
+                    }
                     step = torch.tensor(float(len(rows)), device=parameter.device)
                     optimizer.state[parameter] = {"step": step, **moments}
     except (OSError, ValueError, LookupError, SafetensorError) as error:
