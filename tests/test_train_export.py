@@ -303,3 +303,21 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path: Path) -> None:
     for one, two in zip(once, twice, strict=True):
         assert one.loss == pytest.approx(two.loss, rel=1e-5)
         assert one.gradient_norm == pytest.approx(two.gradient_norm, rel=1e-4)
+
+
+def test_targets_that_other_layers_are_called_by_too_are_named_in_full(tmp_path: Path) -> None:
+    model = tiny_bert()
+    adapt(model, {"layer.1.*.query": Adapter("lora", 3, 7)})
+    save_adapter(model, tmp_path, "base")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["encoder.layer.1.attention.self.query"]
+    peft = PeftModel.from_pretrained(tiny_bert(), tmp_path).merge_and_unload()
+    for name, adapter in adapted_layers(model).items():
+        torch.testing.assert_close(adapter.merged(), peft.get_submodule(name).weight.data)
+
+
+def test_a_layer_that_two_targets_name_is_refused() -> None:
+    with pytest.raises(
+        TrainingError, match=r"query and 1 more is named twice|query is named twice"
+    ):
+        adapt(tiny_bert(), {"query": Adapter("lora"), "self.query": Adapter("dora")})

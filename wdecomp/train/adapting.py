@@ -1,7 +1,9 @@
 """Adapters put into a model, and what they know of each other."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -17,12 +19,14 @@ def adapt(model: nn.Module, adapters: Mapping[str, Adapter], projection_key: int
 
     Args:
         model: changed in place.
-        adapters: last component of a module's name → what to train there: "query" means every
-            `….query`. Several names may have adapters of their own (section 5.6).
+        adapters: end of a module's name → what to train there: "query" means every `….query`,
+            "to_out.0" every `….to_out.0`, "language_model.*.q_proj" those of that part. Several
+            names may have adapters of their own (section 5.6).
         projection_key: the seed of VeRA's shared matrices.
 
     Raises:
-        TrainingError: a rank is below 1, a name fits no module, or one that cannot be adapted.
+        TrainingError: a rank is below 1, a name fits no module, or one that cannot be adapted, or
+            two names fit one module.
     """
     # Everything is looked up before anything is changed: a failure leaves the model as it was.
     found = [
@@ -30,6 +34,12 @@ def adapt(model: nn.Module, adapters: Mapping[str, Adapter], projection_key: int
         for target, adapter in adapters.items()
         for name, layer in _named(model, target, _checked(adapter))
     ]
+    twice = [name for name, count in Counter(name for name, _, _ in found).items() if count > 1]
+    if twice:
+        raise TrainingError(
+            f"targets: {some(twice)} is named twice, by several of {', '.join(adapters)}. "
+            "Name each layer once."
+        )
     ranks = {adapter.rank for _, _, adapter in found if adapter.method in SHARED}
     if len(ranks) > 1:
         raise TrainingError(
@@ -100,8 +110,8 @@ def _checked(adapter: Adapter) -> Adapter:
 
 
 def _named(model: nn.Module, target: str, adapter: Adapter) -> Iterator[tuple[str, nn.Module]]:
-    """Every layer with this last name component, by full name."""
-    found = [(n, m) for n, m in model.named_modules() if n.rpartition(".")[2] == target]
+    """Every layer whose name ends so, by full name."""
+    found = [(n, m) for n, m in model.named_modules() if fnmatchcase(f".{n}", f"*.{target}")]
     if not found:
         raise TrainingError(
             f"targets: {target!r} is the name of no module. "

@@ -38,6 +38,7 @@ def save_adapter(model: nn.Module, folder: Path, base_name: str) -> None:
     if not layers:
         raise TrainingError(f"{folder}: the model has no adapters, so there is nothing to save.")
     methods = {layer.adapter.method for layer in layers.values()}
+    others = [name for name, _ in model.named_modules() if name not in layers]
     with_magnitude = [layer for layer in layers.values() if layer.magnitude is not None]
     if any(layer.adapter.axis == "input" for layer in with_magnitude):
         with published(folder) as draft:
@@ -45,11 +46,11 @@ def save_adapter(model: nn.Module, folder: Path, base_name: str) -> None:
             save_file(input_format(layers), file, {"format": "pt"})
         return
     if methods == {"vera"}:
-        _write_adapter(folder, *vera_format(layers, base_name))
+        _write_adapter(folder, *vera_format(layers, base_name, others))
         return
-    _write_adapter(folder, *lora_format(layers, base_name))
+    _write_adapter(folder, *lora_format(layers, base_name, others))
     if methods == {"dvora"}:
-        _write_adapter(folder / "compact", *vera_format(layers, base_name))
+        _write_adapter(folder / "compact", *vera_format(layers, base_name, others))
 
 
 def _write_adapter(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:

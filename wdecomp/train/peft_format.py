@@ -4,7 +4,7 @@ PEFT has no DVoRA and no layer with magnitudes alone, but both are what it calls
 A = d∘A and B = b∘B of VeRA's matrices, magnitudes alone with A = 0 and B = 0 of rank 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ Tensors = dict[str, Tensor]
 Config = dict[str, Any]
 
 
-def lora_format(layers: Mapping[str, AdaptedLayer], base_name: str) -> tuple[Tensors, Config]:
-    """As a LoRA, or a DoRA where the layers have magnitudes.
+def lora_format(
+    layers: Mapping[str, AdaptedLayer], base_name: str, others: Iterable[str] = ()
+) -> tuple[Tensors, Config]:
+    """As a LoRA, or a DoRA where the layers have magnitudes; `others` are names without an adapter.
 
     Raises:
         TrainingError: PEFT has no one config for what these layers are.
@@ -39,7 +41,7 @@ def lora_format(layers: Mapping[str, AdaptedLayer], base_name: str) -> tuple[Ten
     ranks = {name: (_rank(layer), _alpha(layer)) for name, layer in layers.items()}
     rank, alpha = max(ranks.values())
     unlike = {name: each for name, each in ranks.items() if each != (rank, alpha)}
-    config = _config(layers, base_name) | {
+    config = _config(layers, base_name, others) | {
         "alpha_pattern": {name: each[1] for name, each in unlike.items()},
         "init_lora_weights": True,
         "lora_alpha": alpha,
@@ -53,7 +55,9 @@ def lora_format(layers: Mapping[str, AdaptedLayer], base_name: str) -> tuple[Ten
     return tensors, config
 
 
-def vera_format(layers: Mapping[str, AdaptedLayer], base_name: str) -> tuple[Tensors, Config]:
+def vera_format(
+    layers: Mapping[str, AdaptedLayer], base_name: str, others: Iterable[str] = ()
+) -> tuple[Tensors, Config]:
     """As VeRA with its shared matrices, which PEFT loads; with magnitudes, wdecomp alone does."""
     first = next(iter(layers.values()))
     assert first.projections is not None
@@ -69,7 +73,7 @@ def vera_format(layers: Mapping[str, AdaptedLayer], base_name: str) -> tuple[Ten
             "vera_magnitude_vector": layer.magnitude,
         }
         tensors |= {f"{key}.{part}": t for part, t in parts.items() if t is not None}
-    config = _config(layers, base_name) | {
+    config = _config(layers, base_name, others) | {
         "d_initial": 0.1,
         "init_weights": True,
         "peft_type": "VERA",
@@ -82,7 +86,7 @@ def vera_format(layers: Mapping[str, AdaptedLayer], base_name: str) -> tuple[Ten
 
 
 def input_format(layers: Mapping[str, AdaptedLayer]) -> Tensors:
-    """As LyCORIS writes DoRA with magnitudes of inputs, `dora_scale` (1, in), which PEFT has not."""
+    """As LyCORIS writes DoRA with magnitudes of inputs, which PEFT has not: one `dora_scale` each."""
     tensors: Tensors = {}
     for name, layer in layers.items():
         a, b = layer.factors()
@@ -128,16 +132,25 @@ def _alpha(layer: AdaptedLayer) -> float:
     return layer.adapter.rank if layer.adapter.method in SHARED else layer.adapter.alpha
 
 
-def _config(layers: Mapping[str, AdaptedLayer], base_name: str) -> Config:
+def _config(layers: Mapping[str, AdaptedLayer], base_name: str, others: Iterable[str]) -> Config:
     return {
         "base_model_name_or_path": base_name,
         "bias": "none",
         "fan_in_fan_out": all(isinstance(layer.base, Conv1D) for layer in layers.values()),
         "inference_mode": True,
         "modules_to_save": None,
-        "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
+        "target_modules": _targets(layers, others),
         "task_type": None,
     }
+
+
+def _targets(layers: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Last components of the names, if they mean these layers alone, else the names in full."""
+    short = {name.rpartition(".")[2] for name in layers}
+    unclear = any(part.isdecimal() for part in short)
+    if unclear or short & {name.rpartition(".")[2] for name in others}:
+        return sorted(layers)
+    return sorted(short)
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> Tensors:
