@@ -36,7 +36,15 @@ def settings(method: Any) -> Settings:
             adapters["up_proj"] = Adapter("magnitude")
     method = "dora" if method == "exact" else method
     return Settings(
-        method, "base", 3e-3, STEPS, (STEPS // 2, STEPS), adapters, 0.1, 2, progress=False
+        method=method,
+        base_name="base",
+        lr=3e-3,
+        steps=STEPS,
+        save_steps=(STEPS // 2, STEPS),
+        adapters=adapters,
+        weight_decay=0.1,
+        warmup=2,
+        progress=False,
     )
 
 

@@ -363,7 +363,7 @@ def test_nothing_of_the_weights_size_is_saved_for_the_backward_pass() -> None:
     [
         ({"query": Adapter("lora", 0)}, "rank: is 0, at least 1 was expected."),
         ({"query": Adapter("lora"), "key": Adapter("lora")}, "targets: 'key' is the name of no"),
-        ({"norm": Adapter("dora")}, "norm: is a LayerNorm, expected a Linear, Conv1D, Conv2d"),
+        ({"norm": Adapter("dora")}, "norm: is a LayerNorm, expected a Linear (or one in NF4)"),
         ({"conv": Adapter("dora", axis="input")}, "conv: is a Conv2d, a Linear layer was"),
         ({"query": Adapter("vera", 3), "c_attn": Adapter("vera", 4)}, "rank: is 3, 4 in different"),
         ({"grouped": Adapter("lora")}, "grouped: is a convolution in 2 groups"),
@@ -380,3 +380,9 @@ def test_bad_input_is_one_line_and_leaves_the_model_alone(
     assert "\n" not in str(caught.value)
     assert isinstance(block.query, nn.Linear)
     assert all(parameter.requires_grad for parameter in block.parameters())
+
+
+def test_a_model_may_be_cast_after_it_was_adapted() -> None:
+    block = moved("query", Adapter("dora", RANK, ALPHA), torch.float32).double()
+    x = inputs("query", torch.float64)
+    near(block.query(x), nn.functional.linear(x, block.query.merged(), block.query.base.bias))

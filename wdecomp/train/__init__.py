@@ -2,6 +2,7 @@
 
 from wdecomp.train.adapting import adapt, adapted_layers, norms_kept, weights_kept
 from wdecomp.train.export import save_adapter, save_full
+from wdecomp.train.gradients import covariance_report, gradient_report
 from wdecomp.train.layers import AdaptedLayer, Adapter
 from wdecomp.train.loop import Settings, train
 
@@ -11,6 +12,8 @@ __all__ = [
     "Settings",
     "adapt",
     "adapted_layers",
+    "covariance_report",
+    "gradient_report",
     "norms_kept",
     "save_adapter",
     "save_full",

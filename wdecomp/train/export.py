@@ -7,7 +7,7 @@ it, flushed to the disk, and moved, the tensors first and the JSON that announce
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,20 @@ from transformers.utils import logging
 
 from wdecomp.errors import TrainingError
 from wdecomp.train.adapting import adapted_layers
-from wdecomp.train.peft_format import input_format, lora_format, vera_format
+from wdecomp.train.peft_format import input_format, lora_format, vera_format, whole_modules
 
 
-def save_adapter(model: nn.Module, folder: Path, base_name: str) -> None:
+def save_adapter(
+    model: nn.Module, folder: Path, base_name: str, modules_to_save: Sequence[str] = ()
+) -> None:
     """Writes the adapters of `model`, in float32, as `PeftModel.from_pretrained` reads them.
 
         adapter_model.safetensors, adapter_config.json    LoRA, DoRA, VeRA; DVoRA as a DoRA
         compact/adapter_model.safetensors, …              DVoRA as VeRA's vectors and magnitudes
         lycoris.safetensors                               alone, where magnitudes are of inputs
 
-    `base_name` goes into the config as the base model, a folder or a hub name.
+    `base_name` goes into the config as the base model, a folder or a hub name. `modules_to_save`
+    are modules by their last name that were trained whole: they are saved with the adapters.
 
     Raises:
         TrainingError: the model has no adapters, or they do not fit into one file.
@@ -45,15 +48,27 @@ def save_adapter(model: nn.Module, folder: Path, base_name: str) -> None:
             file = draft / "pytorch_lora_weights.safetensors"
             save_file(input_format(layers), file, {"format": "pt"})
         return
+    whole = whole_modules(model, modules_to_save)
     if methods == {"vera"}:
-        _write_adapter(folder, *vera_format(layers, base_name, others))
+        _write_adapter(folder, *vera_format(layers, base_name, others), whole, modules_to_save)
         return
-    _write_adapter(folder, *lora_format(layers, base_name, others))
+    _write_adapter(folder, *lora_format(layers, base_name, others), whole, modules_to_save)
     if methods == {"dvora"}:
-        _write_adapter(folder / "compact", *vera_format(layers, base_name, others))
+        _write_adapter(
+            folder / "compact", *vera_format(layers, base_name, others), whole, modules_to_save
+        )
 
 
-def _write_adapter(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+def _write_adapter(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    config: dict[str, Any],
+    whole: dict[str, Tensor],
+    modules_to_save: Sequence[str],
+) -> None:
+    if whole:
+        tensors = tensors | whole
+        config = config | {"modules_to_save": sorted(modules_to_save)}
     with published(folder) as draft:
         save_file(tensors, draft / "adapter_model.safetensors", {"format": "pt"})
         text = json.dumps(config, indent=2, sort_keys=True)

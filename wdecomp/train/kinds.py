@@ -31,7 +31,7 @@ class Kind(Protocol):
         ...
 
     def through(self, x: Tensor, matrix: Tensor, layer: Any) -> Tensor:
-        """x under a matrix (any, in) in place of W0, without the bias."""
+        """What a matrix (any, in) in place of W0 makes of x, without the bias."""
         ...
 
     def after(self, narrow: Tensor, b: Tensor) -> Tensor:
@@ -160,5 +160,6 @@ def kind_of(name: str, layer: nn.Module) -> Kind:
             )
         return ConvolutionKind()
     raise TrainingError(
-        f"{name}: is a {type(layer).__name__}, expected a Linear, Conv1D, Conv2d or Embedding layer."
+        f"{name}: is a {type(layer).__name__}, expected a Linear (or one in NF4), Conv1D, "
+        "Conv2d or Embedding layer."
     )

@@ -101,11 +101,11 @@ class AdaptedLayer(nn.Module):
         self.adapter, self.projections, self.kind = adapter, projections, kind_of(name, base)
         self.base = base.requires_grad_(False)
         self.dropout = nn.Dropout(adapter.dropout)
-        w0 = self.kind.matrix(base)
+        w0 = self.kind.matrix(base).detach()
+        self.shape, self.dtype = w0.shape, w0.dtype  # asked for often, and NF4 would be decoded
         # A, B, m and every norm in float32, whatever the base is stored in: in BF16 a step of
         # training is smaller than the distance of neighbouring numbers, and m would stand still.
-        self.wide = torch.promote_types(w0.dtype, torch.float32)
-        self._start(w0.detach().to(self.wide))
+        self._start(w0.to(torch.promote_types(w0.dtype, torch.float32)))
         self.kept_norm: Tensor | None = None
         self.kept_weight: Tensor | None = None
         self.keeps_norm = False
@@ -165,7 +165,7 @@ class AdaptedLayer(nn.Module):
         d, b = self.vera_lambda_d, self.vera_lambda_b
         if d is None or b is None or self.projections is None:
             return self.lora_A, self.lora_B
-        shared_a, shared_b = self.projections.of(len(b), self.kind.matrix(self.base).shape[1], d)
+        shared_a, shared_b = self.projections.of(len(b), self.shape[1], d)
         return d.unsqueeze(1) * shared_a, b.unsqueeze(1) * shared_b
 
     def direction(self, a: Tensor | None, b: Tensor | None) -> Tensor:
@@ -183,22 +183,28 @@ class AdaptedLayer(nn.Module):
             v = v * (self.magnitude / row_norm(v)).unsqueeze(1)
         return self._turned(v)
 
+    @property
+    def wide(self) -> torch.dtype:
+        """The dtype of what is trained, and of norms and products."""
+        tensors = (self.lora_A, self.vera_lambda_b, self.magnitude)
+        return next(tensor.dtype for tensor in tensors if tensor is not None)
+
     def extra_repr(self) -> str:
         """What print shows."""
         return f"{self.adapter.method}, rank={self.adapter.rank}, scaling={self.adapter.scaling:g}"
 
     def _folds(self, x: Tensor) -> bool:
         """Whether the folded form gives the same numbers, and is the cheaper one."""
-        adapter, w0 = self.adapter, self.kind.matrix(self.base)
+        adapter = self.adapter
         same = (
             self.kind.folds
-            and x.dtype == w0.dtype == self.wide  # in fewer bits W would lose the change
+            and x.dtype == self.dtype == self.wide  # in fewer bits W would lose the change
             and not torch.is_autocast_enabled(x.device.type)
             and not (self.training and adapter.dropout > 0)
             and (self.magnitude is None or adapter.axis == "output")
         )
         if adapter.form == "auto":
-            return same and x.numel() >= w0.shape[1] ** 2 / 2
+            return same and x.numel() >= self.shape[1] ** 2 / 2
         return same and adapter.form == "folded"
 
     def _gain(self, a: Tensor | None, b: Tensor | None) -> Tensor:
@@ -217,11 +223,16 @@ class AdaptedLayer(nn.Module):
         """‖V‖ without V: ‖v_j‖² = ‖w_j‖² + Σ_r b_jr (2s W0Aᵀ + s² B AAᵀ)_jr."""
         square = self.square
         if a is not None and b is not None:
-            w0, s = self._turned(self.kind.matrix(self.base)).to(self.wide), self.adapter.scaling
+            s = self.adapter.scaling
             if self.adapter.axis == "input":
                 a, b = b.T, a.T
-            square = square + ((2 * s * (w0 @ a.T) + s**2 * (b @ (a @ a.T))) * b).sum(1)
+            narrow: Tensor = Narrowed.apply(a, self)  # type: ignore[no-untyped-call]
+            square = square + ((2 * s * narrow + s**2 * (b @ (a @ a.T))) * b).sum(1)
         return square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
+
+    def turned_base(self) -> Tensor:
+        """W0 in float32, with the vectors that have a norm as rows."""
+        return self._turned(self.kind.matrix(self.base)).to(self.wide)
 
     def _plus_product(self, z: Tensor, narrow: Tensor, b: Tensor) -> Tensor:
         """Z + s (x Aᵀ) Bᵀ."""
@@ -297,6 +308,21 @@ class Folded(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = (gy @ (v if gain is None else v.mul_(gain))).reshape(shape)
         return dx, da, db, dm, None, None
+
+
+class Narrowed(torch.autograd.Function):
+    """W0 Aᵀ; a W0 that was widened or decoded for it is not kept, but formed again."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, layer: AdaptedLayer) -> Tensor:
+        """See the class."""
+        ctx.layer = layer
+        return layer.turned_base() @ a.T
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """See the class."""
+        return g.T @ ctx.layer.turned_base(), None
 
 
 def _of_magnitude(

@@ -39,7 +39,9 @@ class Settings:
         lr: AdamW's learning rate at its peak.
         steps: optimizer steps.
         save_steps: the steps after which a checkpoint is written.
-        adapters: last component of the layers' names → what to train there; none for "full".
+        adapters: end of the layers' names → what to train there; none for "full".
+        modules_to_save: last component of the names of modules that are trained whole beside the
+            adapters, and saved with them, as a new head is.
         weight_decay: AdamW's, on every trained tensor that the loss reaches: magnitudes, biases and
             norms as well.
         warmup: steps until the learning rate reaches its peak.
@@ -56,6 +58,7 @@ class Settings:
     steps: int
     save_steps: tuple[int, ...]
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()
     weight_decay: float = 0.0
     warmup: int = 0
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -185,6 +188,9 @@ def _adapt(model: PreTrainedModel, settings: Settings) -> None:
         model.requires_grad_(True)
     else:
         adapt(model, settings.adapters)
+        for name, module in model.named_modules():
+            if name.rpartition(".")[2] in settings.modules_to_save:
+                module.requires_grad_(True)
 
 
 def _skip(source: Iterator[Batch], count: int) -> None:
@@ -226,4 +232,4 @@ def _save(model: PreTrainedModel, folder: Path, settings: Settings) -> None:
         return
     with whole(model):
         if rank() == 0:
-            save_adapter(model, folder, settings.base_name)
+            save_adapter(model, folder, settings.base_name, settings.modules_to_save)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from wdecomp.errors import TrainingError
@@ -86,7 +86,7 @@ def vera_format(
 
 
 def input_format(layers: Mapping[str, AdaptedLayer]) -> Tensors:
-    """As LyCORIS writes DoRA with magnitudes of inputs, which PEFT has not: one `dora_scale` each."""
+    """As LyCORIS writes DoRA with magnitudes of inputs, which PEFT has not: as `dora_scale`."""
     tensors: Tensors = {}
     for name, layer in layers.items():
         a, b = layer.factors()
@@ -102,10 +102,22 @@ def input_format(layers: Mapping[str, AdaptedLayer]) -> Tensors:
     return _plain(tensors)
 
 
+def whole_modules(model: nn.Module, modules_to_save: Iterable[str]) -> Tensors:
+    """The parameters of modules that were trained whole, by their last names."""
+    return _plain(
+        {
+            f"base_model.model.{name}.{own}": parameter
+            for name, module in model.named_modules()
+            if name.rpartition(".")[2] in set(modules_to_save)
+            for own, parameter in module.named_parameters()
+        }
+    )
+
+
 def _lora_tensors(key: str, layer: AdaptedLayer) -> Tensors:
     a, b = layer.factors()
     if a is None or b is None:
-        outputs, inputs = layer.kind.matrix(layer.base).shape
+        outputs, inputs = layer.shape
         a = torch.zeros(1, inputs, dtype=layer.wide)
         b = torch.zeros(outputs, 1, dtype=layer.wide)
     magnitude: Tensor | None = layer.magnitude
