@@ -165,7 +165,7 @@ def test_a_processor_without_f16c_or_avx_gets_the_same_sums() -> None:
     here = os.path.abspath(__file__)  # noqa: PTH100
     wanted = "test_sums_are_those_of_float64 or test_pairs_of_one_base"
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", here, "-k", wanted],
+        [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", here, "-k", wanted],
         env=os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
         capture_output=True,
         text=True,

@@ -12,6 +12,8 @@ from wdecomp.cli.compare import compare
 from wdecomp.cli.console import say_error
 from wdecomp.cli.demo import demo
 from wdecomp.cli.inspect import inspect
+from wdecomp.cli.merge import merge
+from wdecomp.cli.train import train
 from wdecomp.errors import WdecompError
 
 OBJECTS = 100_000  # between collections; with Python's own 700, imports take half as long again
@@ -29,6 +31,8 @@ def commands() -> None:
 
 commands.add_command(compare)
 commands.add_command(inspect)
+commands.add_command(merge)
+commands.add_command(train)
 commands.add_command(demo)
 
 
