@@ -168,7 +168,7 @@ def test_runs_killed_at_any_moment_end_with_the_same_bytes(folder: Path, tmp_pat
 
 @pytest.mark.parametrize(
     ("method", "model", "heads"),
-    [("lora", "bert", ["bert.pooler", "classifier"]), ("vera", "llama", ["score"])],
+    [("lora", "bert", ["pooler", "classifier"]), ("vera", "llama", ["score"])],
 )
 def test_a_new_head_is_trained_and_saved_beside_the_adapters(
     folder: Path, tmp_path: Path, method: str, model: str, heads: list[str]
@@ -176,7 +176,7 @@ def test_a_new_head_is_trained_and_saved_beside_the_adapters(
     given = flags(folder, model, "classify", "--method", method, "--steps", "4")
     out = run(tmp_path / "out", given) / "checkpoint-4"
     config = json.loads((out / "adapter_config.json").read_text())
-    assert config["modules_to_save"] == heads
+    assert config["modules_to_save"] == sorted(heads)
     stored = load_file(out / "adapter_model.safetensors")
     key = f"{heads[-1]}.weight"
     torch.manual_seed(1)  # another head than ours
@@ -239,9 +239,9 @@ def test_the_table_drops_the_rows_of_steps_that_come_again(tmp_path: Path) -> No
     write = rows_writer(tmp_path)  # and one that goes on from the state of its second
     for number in (3, 4):
         write(Step(number, 7.0, 1.5, 0.01))
-    table = pd.read_csv(tmp_path / "steps.csv", float_precision="round_trip")
+    table = pd.read_csv(tmp_path / "steps.csv")
     assert table["step"].tolist() == [1, 2, 3, 4]
-    assert table["loss"].tolist() == [0.1, 0.2, 7.0, 7.0]
+    assert table["loss"].tolist() == [0.1, 0.2, 7, 7]
 
 
 def without_tokenizer(model: Path) -> None:

@@ -241,7 +241,11 @@ def test_directions_and_magnitudes_alone_are_one_adapter_for_peft(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("method", "changes", "place"),
-    [("dvora", {}, "checkpoint-4/compact"), ("dora", {"axis": "input"}, "checkpoint-4")],
+    [
+        ("dvora", {}, "checkpoint-4/compact"),
+        ("dora", {"axis": "input"}, "checkpoint-4"),
+        ("magnitude", {"axis": "input"}, "checkpoint-4"),
+    ],
 )
 def test_what_peft_has_not_is_read_by_compare(
     tmp_path: Path, method: Any, changes: dict[str, Any], place: str
@@ -321,3 +325,20 @@ def test_a_layer_that_two_targets_name_is_refused() -> None:
         TrainingError, match=r"query and 1 more is named twice|query is named twice"
     ):
         adapt(tiny_bert(), {"query": Adapter("lora"), "self.query": Adapter("dora")})
+
+
+@pytest.mark.parametrize(
+    ("target", "axis", "message"),
+    [
+        ("dense", "output", r"dense: is both adapted and trained whole"),
+        ("query", "input", r"dense: is trained whole beside magnitudes of inputs"),
+    ],
+)
+def test_what_cannot_be_saved_is_not_trained(
+    tmp_path: Path, target: str, axis: Any, message: str
+) -> None:
+    adapters = {target: Adapter("dora", 3, 7, axis=axis)}
+    run = settings("dora", adapters=adapters, modules_to_save=("dense",))
+    with pytest.raises(TrainingError, match=message):
+        train(tiny_bert(), batches(), spread, run, tmp_path)
+    assert not list(tmp_path.iterdir())

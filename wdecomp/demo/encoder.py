@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from wdecomp.demo.pairs import Pair
 from wdecomp.errors import CheckpointError, MissingExtraError, TrainingError
 from wdecomp.train.export import quiet
+from wdecomp.train.tasks import contrastive
 
 # sentence-transformers/all-MiniLM-L6-v2, 22.7 M parameters. Its model card says Apache-2.0; the
 # package around it is MIT.
@@ -26,7 +27,6 @@ SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 LONGEST = 32  # tokens; the pairs have 17 on average
 CHUNK = 16  # sentences encoded at once
-SCALE = 20.0  # of the cosines in the loss, as all-MiniLM-L6-v2 was trained
 DEPTH = 10  # of MRR@10
 
 
@@ -107,15 +107,9 @@ def embed(model: PreTrainedModel, sentences: Sequence[list[int]], pad: int) -> T
 
 
 def contrastive_loss(model: PreTrainedModel, batch: TokenPairs) -> Tensor:
-    """The mean cross-entropy of finding each pair's other half within the batch, both ways.
-
-    With unit vectors a_i, b_j of n pairs and S = 20 · a bᵀ:
-    loss = (CE(S, i) + CE(Sᵀ, i)) / 2 (multiple negatives ranking loss, arXiv 1705.00652).
-    """
+    """The mean cross-entropy of finding each pair's other half, see `train.tasks.contrastive`."""
     a, b = embed(model, batch.signatures + batch.summaries, batch.pad).chunk(2)
-    scores = SCALE * a @ b.T
-    own = torch.arange(len(scores))
-    return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+    return contrastive(a, b)
 
 
 @torch.no_grad()

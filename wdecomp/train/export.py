@@ -29,7 +29,7 @@ def save_adapter(
 
         adapter_model.safetensors, adapter_config.json    LoRA, DoRA, VeRA; DVoRA as a DoRA
         compact/adapter_model.safetensors, …              DVoRA as VeRA's vectors and magnitudes
-        lycoris.safetensors                               alone, where magnitudes are of inputs
+        pytorch_lora_weights.safetensors                  alone, where magnitudes are of inputs
 
     `base_name` goes into the config as the base model, a folder or a hub name. `modules_to_save`
     are modules by their last name that were trained whole: they are saved with the adapters.

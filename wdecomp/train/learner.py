@@ -34,7 +34,7 @@ class Learner:
     Attributes:
         model: in float32 and in training mode.
         tokenizer: of the same folder.
-        heads: names of modules that the base has not, and that are trained whole.
+        heads: last names of modules that the base has not, and that are trained whole.
         pad: the token that fills up a batch.
     """
 
@@ -76,7 +76,8 @@ def load_learner(folder: Path, dataset: Dataset, seed: int) -> Learner:
     _require_weights(folder, lost, heads)
     _require_finite(folder, model)
     pad = _padding(folder, model, tokenizer, dataset)
-    return Learner(model.float().train(), tokenizer, heads, pad)
+    last = tuple(sorted({head.rpartition(".")[2] for head in heads}))
+    return Learner(model.float().train(), tokenizer, last, pad)
 
 
 def text_length(learner: Learner, asked: int | None) -> int:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from wdecomp.errors import TrainingError
-from wdecomp.train.adapting import adapt, norms_kept
+from wdecomp.train.adapting import adapt, adapted_layers, norms_kept
 from wdecomp.train.distributed import Parallel, full, mean_over_processes, parallel, rank, whole
 from wdecomp.train.export import save_adapter, save_full
 from wdecomp.train.layers import Adapter, AdapterMethod
@@ -190,7 +190,21 @@ def _adapt(model: PreTrainedModel, settings: Settings) -> None:
         adapt(model, settings.adapters)
         for name, module in model.named_modules():
             if name.rpartition(".")[2] in settings.modules_to_save:
+                _require_saveable(name, module, settings)
                 module.requires_grad_(True)
+
+
+def _require_saveable(name: str, module: nn.Module, settings: Settings) -> None:
+    if adapted_layers(module):
+        raise TrainingError(
+            f"{name}: is both adapted and trained whole, one was expected. "
+            "Leave it out of the targets."
+        )
+    if any(adapter.axis == "input" for adapter in settings.adapters.values()):
+        raise TrainingError(
+            f"{name}: is trained whole beside magnitudes of inputs, those of outputs were "
+            'expected. No format holds both: use axis "output".'
+        )
 
 
 def _skip(source: Iterator[Batch], count: int) -> None:

@@ -89,16 +89,14 @@ def input_format(layers: Mapping[str, AdaptedLayer]) -> Tensors:
     """As LyCORIS writes DoRA with magnitudes of inputs, which PEFT has not: as `dora_scale`."""
     tensors: Tensors = {}
     for name, layer in layers.items():
-        a, b = layer.factors()
-        assert a is not None
-        assert b is not None
-        assert layer.magnitude is not None
+        a, b = _product(layer)
         tensors |= {
             f"{name}.alpha": torch.tensor(layer.adapter.scaling * len(a)),
-            f"{name}.dora_scale": layer.magnitude.unsqueeze(0),
             f"{name}.lora_down.weight": a,
             f"{name}.lora_up.weight": b,
         }
+        if layer.magnitude is not None:
+            tensors[f"{name}.dora_scale"] = layer.magnitude.unsqueeze(0)
     return _plain(tensors)
 
 
@@ -115,11 +113,7 @@ def whole_modules(model: nn.Module, modules_to_save: Iterable[str]) -> Tensors:
 
 
 def _lora_tensors(key: str, layer: AdaptedLayer) -> Tensors:
-    a, b = layer.factors()
-    if a is None or b is None:
-        outputs, inputs = layer.shape
-        a = torch.zeros(1, inputs, dtype=layer.wide)
-        b = torch.zeros(outputs, 1, dtype=layer.wide)
+    a, b = _product(layer)
     magnitude: Tensor | None = layer.magnitude
     if isinstance(layer.kind, EmbeddingKind):
         tensors = {f"{key}.lora_embedding_A": a, f"{key}.lora_embedding_B": b}
@@ -131,6 +125,16 @@ def _lora_tensors(key: str, layer: AdaptedLayer) -> Tensors:
     if magnitude is not None:
         tensors[f"{key}.lora_magnitude_vector"] = magnitude
     return _plain(tensors)
+
+
+def _product(layer: AdaptedLayer) -> tuple[Tensor, Tensor]:
+    """A and B, zero and of rank 1 where there are magnitudes alone."""
+    a, b = layer.factors()
+    if a is not None and b is not None:
+        return a, b
+    outputs, inputs = layer.shape
+    zeros = torch.zeros(outputs + inputs, dtype=layer.wide)
+    return zeros[:inputs].unsqueeze(0), zeros[inputs:].unsqueeze(1)
 
 
 def _rank(layer: AdaptedLayer) -> int:
