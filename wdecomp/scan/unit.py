@@ -45,11 +45,11 @@ def scan_unit(plan: Plan, unit: Unit, options: Options, on_bytes: Callable[[int]
             [pair for _, pair in beside], options.block_bytes, on_bytes, options.device
         )
         for (run, pair), found in zip(beside, measured, strict=True):
-            _add_rows(part, run, pair, found, options, floors)
+            add_rows(part, run, pair, found, options, floors)
     return part
 
 
-def _add_rows(
+def add_rows(
     part: Part, run: Run, pair: Pair, found: Measured, options: Options, floors: SampledFloors
 ) -> None:
     where = _where(run, pair)

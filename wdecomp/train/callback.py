@@ -1,10 +1,12 @@
 """Live ΔM and ΔD for transformers' `Trainer` and what is built on it.
 
-callback = WdecompCallback(Recorder("results", base="models/base"), every=10)
-trainer = Trainer(model, args, train_dataset=data, callbacks=[callback])
-callback.trainer = trainer
-trainer.train()
-results = wdecomp.read_results("results")
+    callback = WdecompCallback(Recorder("results", base="models/base"), every=10)
+    trainer = Trainer(model, args, train_dataset=data, callbacks=[callback])
+    callback.trainer = trainer
+    trainer.train()
+    results = wdecomp.read_results("results")
+
+The training is the same with and without it.
 """
 
 from collections import defaultdict
@@ -27,7 +29,7 @@ class WdecompCallback(TrainerCallback):
         wdecomp/<module kind>/delta_magnitude, wdecomp/<module kind>/delta_direction
 
     into `state.log_history`, and to the Trainer's reporters (TensorBoard, W&B, …): a callback is
-    given no way to those, so `trainer` must be set. The training is the same with and without it.
+    given no way to those, so `trainer` must be set.
 
     Attributes:
         recorder: where the tables are made. For full fine-tuning, with the base's folder or `copy`.

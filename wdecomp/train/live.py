@@ -15,9 +15,8 @@ full fine-tuning) goes through `wdecomp.scan` by blocks. ΔM and ΔD come from o
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,55 +26,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wdecomp.adapter import Adapted, Vera
-from wdecomp.adapter.change import index, numbers
 from wdecomp.adapter.low_rank import AdaLora, LowRank
-from wdecomp.checkpoint import BLOCK_BYTES, Checkpoint, LoadedTensor, is_there, open_checkpoint
-from wdecomp.decomposition import AXES, Axis, Sums
-from wdecomp.dtypes import RAW, Array, Floats
-from wdecomp.errors import TrainingError
-from wdecomp.matching import unwrapped
+from wdecomp.checkpoint import BLOCK_BYTES, Checkpoint, is_there, open_checkpoint
+from wdecomp.decomposition import AXES, Axis
+from wdecomp.dtypes import Floats
 from wdecomp.pairing import Pair, Pairing, pair
 from wdecomp.scan import Options, Run
 from wdecomp.scan.measure import Measured, SampledFloors, measure
-from wdecomp.scan.unit import _add_rows
+from wdecomp.scan.unit import add_rows
 from wdecomp.stats import result_fits
 from wdecomp.table import VERSION, Part, Results, files, open_folder
 from wdecomp.table.folder import TABLES
 from wdecomp.table.parts import read_rows, write_part
 from wdecomp.table.schema import FACTS, FITS, MODULES
-from wdecomp.train.adapting import adapted_layers
 from wdecomp.train.distributed import full, rank
-from wdecomp.train.kinds import Kind, kind_of
-from wdecomp.train.layers import AdaptedLayer
-from wdecomp.train.peft_format import input_format, lora_format, vera_format
+from wdecomp.train.live_model import (
+    DTYPES,
+    MEMORY,
+    Trained,
+    base_in_memory,
+    config_of,
+    held,
+    live_base,
+    trained,
+)
+from wdecomp.train.live_sums import from_factors, squares
 
-BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
-DTYPES = {BF16: "BF16", F16: "F16", F32: "F32", F64: "F64"}
-MEMORY = Path("memory")  # where tensors that are in no file are said to be
-BLOCK = 1 << 17  # numbers of W0 that are widened at a time: they stay in the cache
 PRODUCTS = (LowRank, AdaLora, Vera)  # updates that are a product added to W0, as it is in memory
-UNCHANGED = ("gaussian", "eva", "orthogonal")  # PEFT's starts that leave the base alone
 LIBRARIES = ("wdecomp", "numpy", "pandas", "pyarrow", "scipy", "torch")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What is trained in a model.
-
-    Attributes:
-        tensors: by the names that a checkpoint would have for them.
-        config: its adapter_config.json; None for full fine-tuning.
-        bases: name of an adapted module → its frozen layer, and how that has a matrix.
-        replaced: frozen originals of the modules that are trained whole, by parameter name.
-    """
-
-    tensors: dict[str, Tensor]
-    config: dict[str, Any] | None = None
-    bases: dict[str, tuple[Kind, Any]] = field(default_factory=dict)
-    replaced: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Recorder:
@@ -129,7 +110,7 @@ class Recorder:
         dtype, found = self.copy or torch.float32, trained(model)
         copies = {n: full(t).detach().to(dtype, copy=True) for n, t in found.tensors.items()}
         weights = {name: held(name, tensor) for name, tensor in copies.items()}
-        self._base = Checkpoint(MEMORY, dict(weights), (), _config(model))
+        self._base = Checkpoint(MEMORY, dict(weights), (), config_of(model))
 
     @torch.no_grad()
     def record(self, model: nn.Module, step: int) -> list[dict[str, Any]]:
@@ -146,7 +127,7 @@ class Recorder:
         run = Run(self.run, self.method or pairing.method, step, tuned, pairing)
         for each in (pairing.matrices | pairing.vectors).values():
             measured = self._measured(each, found)
-            _add_rows(part, run, each, measured, self._options, self._floors)
+            add_rows(part, run, each, measured, self._options, self._floors)
         if rank() == 0:
             self._commit(step, part, pairing)
         return part.modules
@@ -175,7 +156,7 @@ class Recorder:
             fresh = {n: replace(t, numbers=t.numbers.copy()) for n, t in fresh.items()}
         adapter = found.config is not None
         tuned = Checkpoint(MEMORY, dict(fresh), (), adapter_config=found.config, is_adapter=adapter)
-        self._base = self._base or _base_in_memory(model, found)
+        self._base = self._base or base_in_memory(model, found)
         pairing = pair(self._base, tuned)
         trained_only = [gone for gone in pairing.left_out if gone.side == "tuned"]
         self._paired = tuned, replace(pairing, left_out=trained_only)
@@ -186,10 +167,10 @@ class Recorder:
         if isinstance(each.tuned, Adapted) and isinstance(each.tuned.update, PRODUCTS):
             magnitude, axes = each.tuned.magnitude, self._options.axes
             if magnitude is None or (magnitude.axis == "output" and "input" not in axes):
-                w0 = _live_base(each, each.tuned, found)
+                w0 = live_base(each, each.tuned, found)
                 if w0 is not None:
                     if each.parameter not in self._squares:
-                        self._squares[each.parameter] = _squares(w0)
+                        self._squares[each.parameter] = squares(w0)
                     return from_factors(w0, each.tuned, self._squares[each.parameter], axes)
         return measure([each], BLOCK_BYTES, lambda _: None)[0]
 
@@ -220,172 +201,6 @@ class Recorder:
         files.commit_json(self.out / "run.json", self._plan)
         digests = {name: files.sha256(self.out / name) for name in TABLES}
         files.commit_json(self.out / "DONE.json", {"sha256": digests})
-
-
-def trained(model: nn.Module) -> Trained:
-    """What is trained: our adapters, PEFT's, or else all parameters that want a gradient.
-
-    Raises:
-        TrainingError: several adapters of PEFT are active, or one is merged.
-    """
-    layers = adapted_layers(model)
-    if layers:
-        bases = {name: (layer.kind, layer.base) for name, layer in layers.items()}
-        tensors, config = _as_saved(layers)
-        return Trained(tensors, config, bases)
-    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-        return _in_peft(model)
-    return Trained({unwrapped(n): p for n, p in model.named_parameters() if p.requires_grad})
-
-
-def _as_saved(layers: Mapping[str, AdaptedLayer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_adapter` would write."""
-    if any(each.adapter.axis == "input" and each.magnitude is not None for each in layers.values()):
-        return input_format(layers), {}
-    vera = {each.adapter.method for each in layers.values()} == {"vera"}
-    return vera_format(layers, "") if vera else lora_format(layers, "")
-
-
-def _in_peft(model: Any) -> Trained:
-    from peft import get_peft_model_state_dict
-
-    if len(model.active_adapters) != 1:
-        raise TrainingError(
-            f"the model: has {len(model.active_adapters)} active adapters, one was expected. "
-            "Choose it with set_adapter."
-        )
-    [name] = model.active_adapters
-    tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    config = json.loads(json.dumps(model.peft_config[name].to_dict(), default=list))
-    found = Trained(tensors, config)
-    for path, module in model.named_modules():
-        name = unwrapped(path)
-        if hasattr(module, "original_module") and hasattr(module, "modules_to_save"):
-            originals = module.original_module.named_parameters()
-            found.replaced.update({f"{name}.{n}": p for n, p in originals})
-        elif hasattr(module, "get_base_layer") and hasattr(module, "merged_adapters"):
-            _add_base(found, name, module)
-    return found
-
-
-def _add_base(found: Trained, name: str, module: Any) -> None:
-    """The frozen layer inside one of PEFT's; not a quantised one, which is read from its folder."""
-    if module.merged_adapters:
-        raise TrainingError(
-            f"{name}: its adapter is merged into the base, it was expected beside it. "
-            "Call unmerge_adapter first."
-        )
-    base = module.get_base_layer()
-    if getattr(getattr(base, "weight", None), "dtype", None) in DTYPES:
-        found.bases[name] = kind_of(name, base), base
-
-
-def _base_in_memory(model: nn.Module, found: Trained) -> Checkpoint:
-    """What is frozen in a model, as a checkpoint; copied to main memory from a GPU.
-
-    Raises:
-        TrainingError: the model no longer has its base.
-    """
-    start = (found.config or {}).get("init_lora_weights")
-    if found.config is None or (isinstance(start, str) and start.lower() not in UNCHANGED):
-        what = "full fine-tuning" if found.config is None else f"init_lora_weights={start!r}"
-        raise TrainingError(
-            f"base: is no folder on this disk, one was expected: {what} changes the model's own. "
-            "Name the folder, or call keep before the first step of full fine-tuning."
-        )
-    weights = {f"{name}.weight": layer.weight for name, (_, layer) in found.bases.items()}
-    tensors = {name: held(name, tensor) for name, tensor in (weights | found.replaced).items()}
-    return Checkpoint(MEMORY, dict(tensors), (), _config(model))
-
-
-def held(name: str, tensor: Tensor) -> LoadedTensor:
-    """A tensor as readers of checkpoints take it; where it lies, if that is in main memory."""
-    whole = full(tensor).detach().cpu().contiguous()
-    flat = whole.reshape(-1)
-    plain = (flat.view(torch.int16) if flat.element_size() == 2 else flat).numpy()
-    dtype = DTYPES[whole.dtype]
-    return LoadedTensor(name, dtype, tuple(whole.shape), MEMORY, plain.view(RAW[dtype]))
-
-
-def _live_base(each: Pair, adapted: Adapted, found: Trained) -> Tensor | None:
-    """W0 (out, in) of a pair, from the model; None if it has it in no such form."""
-    path = unwrapped(each.tuned_name).split(".")
-    names = (".".join(path[:stop]) for stop in range(len(path), 0, -1))
-    name = next((name for name in names if name in found.bases), None)
-    if name is None:
-        return None
-    kind, layer = found.bases[name]
-    w0 = full(kind.matrix(layer)).detach()
-    if w0.shape != adapted.module.shape:
-        return None
-    w0 = w0.cpu() if w0.device.type == "mps" else w0  # which has no float64
-    return w0 if adapted.outputs is None else w0[index(adapted.outputs)]
-
-
-def _squares(w0: Tensor) -> tuple[Floats, Floats]:
-    """Σw0² of every output and of every input."""
-    of_outputs, of_inputs = [], w0.new_zeros(w0.shape[1], dtype=torch.float64)
-    for block in _blocks(w0):
-        square = block.square()
-        of_outputs.append(square.sum(1))
-        of_inputs += square.sum(0)
-    return torch.cat(of_outputs).cpu().numpy(), of_inputs.cpu().numpy()
-
-
-def from_factors(
-    w0: Tensor, adapted: Adapted, squares: tuple[Floats, Floats], axes: tuple[Axis, ...]
-) -> Measured:
-    """The sums of W0 and a product beside it; see the head of this file.
-
-    Args:
-        w0: (out, in).
-        adapted: its update is a product; its magnitude, if any, is one of outputs.
-        squares: Σw0² of every output and every input.
-        axes: inputs are left out where they are not wanted.
-    """
-    a, of_inputs = squares
-    change = adapted.update.load(adapted.module)
-    rows = slice(None) if adapted.outputs is None else index(adapted.outputs)
-    left, right = (_wide(part, w0) for part in (change.left[rows], change.right))  # type: ignore[attr-defined]
-    nothing = np.full((2, w0.shape[1]), np.nan)
-    inputs = _products(w0.T, left.T, right.T) if "input" in axes else nothing
-    p, q = _products(w0, right, left)
-    sums, direct = np.stack([a, p, q]), None
-    if adapted.magnitude is not None:
-        m = numbers(adapted.magnitude.values).reshape(-1)[rows].astype(np.float64)
-        norm = np.sqrt(np.maximum(a + 2 * p + q, 0))
-        # A row of V that is zero has no direction; W is zero there.
-        g = np.divide(m, norm, out=np.zeros_like(norm), where=norm > 0)
-        c = (g - 1) ** 2 * a + 2 * (g - 1) * g * p + g**2 * q
-        sums = np.stack([a, (g - 1) * a + g * p, np.maximum(c, 0)])
-        direct = np.stack([a, g * (a + p), (g * norm) ** 2])
-    of_axes = np.stack([of_inputs, *inputs])
-    return Measured(Sums(sums, of_axes), None if direct is None else Sums(direct, of_axes))
-
-
-def _products(w0: Tensor, a: Tensor, b: Tensor) -> Floats:
-    """(p, q) of every row of W0, (2, rows)."""
-    p = torch.cat([a @ block.T for block in _blocks(w0)], 1).T.mul(b).sum(1)
-    q = (b @ (a @ a.T)).mul_(b).sum(1)
-    found: Floats = torch.stack([p, q]).cpu().numpy()
-    return found
-
-
-def _blocks(w0: Tensor) -> Iterator[Tensor]:
-    """W0 in float64, some rows at a time."""
-    for rows in torch.split(w0, max(BLOCK // max(w0.shape[1], 1), 1)):
-        yield rows.double()
-
-
-def _wide(factor: Array, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(factor)).to(like.device, torch.float64)
-
-
-def _config(model: nn.Module) -> dict[str, Any]:
-    """The model's config.json, {} if it has none."""
-    config = getattr(model, "config", {})
-    found: dict[str, Any] = config if isinstance(config, dict) else config.to_dict()
-    return found
 
 
 def _plan(
