@@ -159,7 +159,7 @@ def test_runs_killed_at_any_moment_end_with_the_same_bytes(folder: Path, tmp_pat
     whole = {method: hashes(run(tmp_path / method, given[method])) for method in given}
     for out, name, n, *_ in plan:
         killed, method = Path(out), Path(out).name.partition("-")[0]
-        assert (killed / "state.safetensors").exists() == (n != 2)
+        assert (killed / "training.state").exists() == (n != 2)
         assert len(list(killed.glob("checkpoint-6/.partial-*"))) == (name == "fsync")
         assert not (killed / "checkpoint-9").exists()
         assert hashes(run(killed, given[method])) == whole[method]

@@ -135,7 +135,7 @@ def test_checkpoints_stand_at_the_chosen_steps_and_the_loss_falls(
     run = settings(method, steps=9, save_steps=(1, 6, 9))
     losses = [step.loss for step in train(tiny_bert(), batches(), spread, run, tmp_path)]
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["checkpoint-1", "checkpoint-6", "checkpoint-9", "state.safetensors"]
+    assert names == ["checkpoint-1", "checkpoint-6", "checkpoint-9", "training.state"]
     assert len(losses) == 9
     assert losses[-1] < 0.95 * losses[0]
 
@@ -165,7 +165,7 @@ def test_numbers_that_are_no_longer_finite_stop_the_run_and_name_the_step(
 
     with pytest.raises(TrainingError, match=f"step 4: the {name}, a finite number was expected"):
         train(tiny_bert(), batches(), breaks, settings(method), tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2", "state.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2", "training.state"]
 
 
 def test_batches_that_end_early_are_named(tmp_path: Path) -> None:
@@ -292,8 +292,8 @@ def test_the_state_of_another_run_is_not_continued(tmp_path: Path) -> None:
     train(tiny_bert(), batches(), spread, settings("lora"), tmp_path)
     with pytest.raises(TrainingError, match=r"holds a run with lr 0.01, this one has 0.5\. Choose"):
         train(tiny_bert(), batches(), spread, settings("lora", lr=0.5), tmp_path)
-    (tmp_path / "state.safetensors").write_bytes(b"torn")
-    with pytest.raises(TrainingError, match=r"state\.safetensors: is no state of this run"):
+    (tmp_path / "training.state").write_bytes(b"torn")
+    with pytest.raises(TrainingError, match=r"training\.state: is no state of this run"):
         train(tiny_bert(), batches(), spread, settings("lora"), tmp_path)
 
 

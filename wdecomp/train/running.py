@@ -3,7 +3,7 @@
     out/train.json               what the run is, all defaults resolved
     out/steps.csv                a row for each step: step, loss, gradient_norm, lr
     out/training.svg, .png       its curves, when it is finished
-    out/checkpoint-N, out/state.safetensors    as the loop writes them
+    out/checkpoint-N, out/training.state    as the loop writes them
 
 The same call again goes on where an interrupted one stopped, and ends with the same bytes.
 """

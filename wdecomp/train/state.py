@@ -1,8 +1,9 @@
 """What an interrupted run needs to go on: parameters, AdamW's moments, and what is done.
 
-    out/state.safetensors    of the last step with a checkpoint; its metadata has all else
+    out/training.state    of the last step with a checkpoint; its metadata has all else
 
-One file, put in place whole, so that there is either the state of one step or that of another.
+One file, put in place whole, so that there is either the state of one step or that of another. It
+is safetensors under a name that no reader of checkpoints takes for weights.
 """
 
 import json
@@ -20,7 +21,7 @@ from wdecomp.errors import TrainingError
 from wdecomp.train.distributed import as_part_of, full, rank
 from wdecomp.train.export import published
 
-FILE = "state.safetensors"
+FILE = "training.state"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Row = dict[str, Any]
 
