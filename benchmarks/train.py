@@ -7,11 +7,8 @@ round (CPU time of the process; forward, backward and AdamW):
 
     steps     of a sentence encoder (22 M parameters) and of two layers of a small Llama, at several
               numbers of tokens in a batch, without dropout and with
-    memory    the most that one step holds at a time, as torch's profiler counts it, and what the
-              backward pass waits for
+    memory    the most that one step holds at a time, as torch's profiler counts it
     eval      one layer without gradients, beside the layer that it adapts
-    quantised QLoRA and QDoRA on NF4 beside PEFT's QLoRA on a layer that decodes the same codes
-    live      ΔM and ΔD of every adapted module every ten steps, as a share of the run
 """
 
 import argparse
