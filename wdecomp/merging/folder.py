@@ -18,6 +18,7 @@ from wdecomp.merging.files import write_tensors
 from wdecomp.merging.plan import plan_merge
 from wdecomp.merging.records import DTYPES, Merged, Plan, Rounding
 from wdecomp.progress import byte_progress
+from wdecomp.table.files import sync
 
 
 def merge(
@@ -118,7 +119,7 @@ def _new_folder(out: Path, nbytes: int) -> Iterator[Path]:
         yield draft
         draft.rename(target)
         made = []
-        _flush(target.parent)
+        sync(target.parent)
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written ({error.strerror or error}).") from None
     finally:
@@ -147,12 +148,4 @@ def _remove_empty(folders: list[Path]) -> None:
 
 def _flush_all(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        _flush(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)

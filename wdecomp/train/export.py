@@ -5,7 +5,6 @@ it, flushed to the disk, and moved, the tensors first and the JSON that announce
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from wdecomp.errors import TrainingError
+from wdecomp.table.files import sync
 from wdecomp.train.adapting import adapted_layers
 from wdecomp.train.peft_format import input_format, lora_format, vera_format, whole_modules
 
@@ -113,14 +113,6 @@ def published(folder: Path) -> Iterator[Path]:
         yield Path(draft)
         # "….json" after "….safetensors": a config promises tensors that are there.
         for path in sorted(Path(draft).iterdir(), key=lambda path: (path.suffix == ".json", path)):
-            _flush(path)
+            sync(path)
             path.replace(folder / path.name)
-    _flush(folder)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(folder)
