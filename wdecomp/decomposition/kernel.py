@@ -26,6 +26,7 @@ from wdecomp.decomposition.simd import (
     WIDE,
     flush_denormals,
     load,
+    plus_product,
     prefetch,
     restore,
     splat,
@@ -94,7 +95,7 @@ def add_blocks(
         at: row and column of the matrix at which the block begins.
         band: rows of one.
         along: (strips, 3, band), float32, for the running sums of rows.
-        down: (3, width), float32, for those of columns.
+        down: (3, at least width), float32, for those of columns.
     """
     for top in range(0, base.shape[0], band):
         x, here = base[top : top + band], (at[0] + top, at[1])
@@ -129,7 +130,7 @@ def add_block(
         columns: (3, matrix width), sums along each column.
         at: row and column of the matrix at which the block begins.
         along: (strips, 3, at least height), float32, where the sums of each strip's rows form.
-        down: (3, width), float32, where those of its columns do.
+        down: (3, at least width), float32, where those of its columns do.
         known: None; or a number if the last call was for the same block of the base. Its a then
             still stands in `along` and `down`, and is not formed again.
     """
@@ -201,11 +202,13 @@ def _add_tiles(
 def _step(x: Vector, y: Vector, share: Vector, row: Vectors, column: Vectors) -> Any:
     """Some numbers of one row, into the row's sums and into those of their columns."""
     d = y - share * x
-    aa, bb, cc = x * x, d * x, d * d
-    return (
-        (row[0] + aa, row[1] + bb, row[2] + cc),
-        (column[0] + aa, column[1] + bb, column[2] + cc),
-    )
+    return _plus_squares(row, x, d), _plus_squares(column, x, d)
+
+
+@compiled
+def _plus_squares(sums: Vectors, x: Vector, d: Vector) -> Vectors:
+    a, b, c = sums
+    return plus_product(a, x, x), plus_product(b, d, x), plus_product(c, d, d)
 
 
 @compiled

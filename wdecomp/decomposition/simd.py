@@ -130,6 +130,19 @@ _define(operator.mul, "fmul")
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def plus_product(_: Any, z: Any, x: Any, y: Any) -> Any:
+    """z + x y: one instruction, rounded once, where the processor has it."""
+
+    def combine(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+        name = f"llvm.fmuladd.v{LANES}f32"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(function, [args[1], args[2], args[0]])
+
+    return _vector(_vector, _vector, _vector), combine
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def flush_denormals(_: Any) -> Any:
     """Lets this thread take denormal numbers for zero; returns what `restore` needs."""
 

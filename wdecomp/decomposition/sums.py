@@ -15,6 +15,8 @@ from wdecomp.decomposition.kernel import STRIP, TILE, add_exactly, kernel
 from wdecomp.dtypes import Array, Floats
 
 BAND = 256  # rows over which a column's sums are formed in float32, at most
+LINE = 16  # float32 of a cache line
+APART = 11 * LINE
 CACHED = 768 << 10  # bytes of the base that stay in a core's second-level cache
 
 
@@ -80,7 +82,7 @@ class SharedSums:
                 at,
                 band,
                 np.empty((strips, 3, band), np.float32),
-                np.empty((3, width), np.float32),
+                _running(width),
             )
 
     def total(self) -> list[Sums]:
@@ -92,6 +94,18 @@ def _band(base: Array, pairs: int) -> int:
     """How many rows at a time: with several pairs, so many that they stay in the cache."""
     fitting = CACHED // (min(base.shape[1], STRIP) * base.itemsize)
     return BAND if pairs == 1 else max(min(fitting - fitting % TILE, BAND), TILE)
+
+
+def _running(width: int) -> Array:
+    """Room for (3, at least width) sums, whose rows begin at cache lines.
+
+    A vector across two lines is loaded twice. Rows of 2^n bytes would want the same places of the
+    cache, as those of the matrices do: these are longer.
+    """
+    length = -(-width // LINE) * LINE + APART
+    room = np.empty(3 * length + LINE, np.float32)
+    start = -room.ctypes.data % (4 * LINE) // 4
+    return room[start : start + 3 * length].reshape(3, length)
 
 
 def _place(block: Array) -> tuple[int, int]:
