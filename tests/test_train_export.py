@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModel, BertConfig, BertModel
 
 import wdecomp
+from wdecomp.comparison import plan_comparison
 from wdecomp.errors import TrainingError
 from wdecomp.train import (
     Adapter,
@@ -264,6 +266,38 @@ def test_what_peft_has_not_is_read_by_compare(
         delta = wdecomp.column_delta(weight, merged, row.axis)
         assert row.delta_magnitude == pytest.approx(abs(delta.delta_magnitude).mean(), rel=1e-4)
         assert row.delta_direction == pytest.approx(delta.delta_direction.mean(), rel=1e-4)
+
+
+def test_the_compact_copy_of_an_adapter_is_no_run_of_its_own(tmp_path: Path) -> None:
+    base, run = tmp_path / "base", tmp_path / "run"
+    model = tiny_bert()
+    save_full(model, None, base)
+    adapters = {"query": Adapter("dvora", 3, 7)}
+    train(model, batches(), spread, settings("dvora", adapters=adapters, lr=0.1), run)
+
+    def runs(*tuned: Path) -> list[tuple[str, int | None]]:
+        return [(each.name, each.step) for each in plan_comparison(base, *tuned).runs]
+
+    last = run / "checkpoint-4"
+    assert runs(run) == [("run", 2), ("run", 4)]
+    assert runs(last) == [("run", 4)]
+    assert runs(last / "compact") == [("compact", None)]
+    both = wdecomp.compare(base, last, last / "compact").modules
+    sizes = both.pivot(index=["parameter", "axis"], columns="run", values="delta_direction")
+    np.testing.assert_allclose(sizes["compact"], sizes["run"], rtol=1e-3)
+    # Without what it is a copy of, it is the adapter; and other named adapters are runs.
+    for file in last.glob("adapter_*"):
+        file.unlink()
+    assert runs(last) == [("compact", 4)]
+    save_adapter(tiny_with("dora"), last, "base")
+    save_adapter(tiny_with("lora"), last / "other", "base")
+    assert runs(last) == [("run", 4), ("other", 4)]
+
+
+def tiny_with(method: Any) -> BertModel:
+    model = tiny_bert()
+    adapt(model, {"query": Adapter(method, 3, 7)})
+    return model
 
 
 @METHODS

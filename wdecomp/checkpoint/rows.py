@@ -40,11 +40,13 @@ def open_rows(weight: Weight, plane: int, shape: tuple[int, int]) -> Iterator[Ro
         plane: which matrix of a stack; 0 where there is no stack.
         shape: (rows, columns) of a plane.
     """
-    if isinstance(weight, QuantizedTensor):
-        with weight.decoder() as decoder:
-            yield _Decoded(decoder, plane)
-        return
     rows, width = shape
+    if isinstance(weight, QuantizedTensor):
+        # The planes of a stack that is stored as one matrix stand below one another.
+        plane, first = (plane, 0) if len(weight.shape) == 3 else (0, plane * rows)
+        with weight.decoder() as decoder:
+            yield _Decoded(decoder, plane, first)
+        return
     with open_elements(weight) as elements:
         yield _Plain(elements, width, first=plane * rows * width)
 
@@ -84,9 +86,11 @@ class _Plain:
 class _Decoded:
     decoder: Decoder
     plane: int
+    first: int  # row of the decoder's that is the first of the matrix
 
     def fill(self, into: Array, top: int, left: int) -> None:
         height, width = into.shape
+        top += self.first
         rows = self.decoder.rows(self.plane, slice(top, top + height))
         into[:] = rows[:, left : left + width]
 

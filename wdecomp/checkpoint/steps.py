@@ -6,11 +6,14 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+from wdecomp.checkpoint import strict_json
 from wdecomp.checkpoint.components import component_folders
 from wdecomp.checkpoint.folders import adapter_file, weights_of
 from wdecomp.errors import CheckpointError
 
 STEP = re.compile(r"checkpoint-([0-9]{1,18})")  # tables hold a step in 64 bits
+# In an adapter_config.json: the same adapter is in the folder above, in another format.
+COPY = {"wdecomp_copy_of": ".."}
 
 
 @contextmanager
@@ -52,14 +55,18 @@ def steps_of(path: Path) -> list[tuple[int | None, Path]]:
 def named_adapters(path: Path) -> dict[str, Path]:
     """PEFT adapters with a name, each in a folder of that name, as `save_pretrained` leaves them.
 
+    A copy of the folder's own adapter is none: DVoRA's `compact/`, which its own path opens.
+
     Raises:
         CheckpointError: the folder cannot be read.
     """
     with readable(path):
         if not path.is_dir():
             return {}
+        own = adapter_file(path)
         children = sorted(child for child in path.iterdir() if not STEP.fullmatch(child.name))
-        return {child.name: child for child in children if child.is_dir() and adapter_file(child)}
+        adapters = [child for child in children if child.is_dir() and adapter_file(child)]
+        return {child.name: child for child in adapters if not (own and _is_copy(child))}
 
 
 def runs_under(path: Path) -> dict[str, list[tuple[int | None, Path]]]:
@@ -86,3 +93,8 @@ def weights_beside_steps(path: Path) -> list[str]:
     with readable(path):
         folders = (*component_folders(path), *named_adapters(path))
         return [*weights_of(path), *(f"{name}/" for name in folders)]
+
+
+def _is_copy(folder: Path) -> bool:
+    config = folder / "adapter_config.json"
+    return config.is_file() and COPY.items() <= strict_json.read_object(config).items()

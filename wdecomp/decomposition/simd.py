@@ -131,7 +131,7 @@ _define(operator.mul, "fmul")
 
 @intrinsic  # type: ignore[untyped-decorator]
 def plus_product(_: Any, z: Any, x: Any, y: Any) -> Any:
-    """z + x y: one instruction, rounded once, where the processor has it."""
+    """The sum z + x y: one instruction, rounded once, where the processor has it."""
 
     def combine(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)

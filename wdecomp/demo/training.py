@@ -90,7 +90,7 @@ def fine_tune(folder: Path, model_dir: Path, quick: bool, progress: bool) -> lis
         TrainingError: `model_dir` holds no encoder with layers named query and value.
     """
     size = QUICK if quick else FULL
-    base = _copy_base(model_dir, folder / "base")
+    base = copy_base(model_dir, folder / "base")
     train_pairs, test_pairs = split(standard_library_pairs())
     trained_on, tested_on = tokenize(base, train_pairs), tokenize(base, test_pairs[: size.tested])
     with _torch_threads():
@@ -109,7 +109,7 @@ def _run(
 ) -> Outcome:
     model = load_encoder(Path(settings.base_name))
     start = time.perf_counter()
-    steps = train(model, _batches(trained_on, size.batch), contrastive_loss, settings, out)
+    steps = train(model, batches(trained_on, size.batch, SEED), contrastive_loss, settings, out)
     seconds = time.perf_counter() - start
     mrr, accuracy = retrieval_score(model, tested_on)
     decay = settings.weight_decay
@@ -137,15 +137,15 @@ def _settings(
     )
 
 
-def _batches(pairs: TokenPairs, batch: int) -> Iterator[TokenPairs]:
-    """The pairs in a shuffled order that is the same in every run, `batch` at a time."""
+def batches(pairs: TokenPairs, batch: int, seed: int) -> Iterator[TokenPairs]:
+    """The pairs in a shuffled order that follows from the seed, `batch` at a time."""
     order = list(range(len(pairs.signatures)))
-    random.Random(SEED).shuffle(order)
+    random.Random(seed).shuffle(order)
     for start in range(0, len(order) - batch + 1, batch):
         yield pairs.take(order[start : start + batch])
 
 
-def _copy_base(source: Path, target: Path) -> Path:
+def copy_base(source: Path, target: Path) -> Path:
     """`target`, after the files that an encoder needs were copied into it."""
     if not (source / "config.json").is_file() or not any(source.glob("*.safetensors")):
         raise TrainingError(

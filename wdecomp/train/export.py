@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from wdecomp.checkpoint.steps import COPY
 from wdecomp.errors import TrainingError
 from wdecomp.table.files import sync
 from wdecomp.train.adapting import adapted_layers
@@ -30,6 +31,8 @@ def save_adapter(
         adapter_model.safetensors, adapter_config.json    LoRA, DoRA, VeRA; DVoRA as a DoRA
         compact/adapter_model.safetensors, …              DVoRA as VeRA's vectors and magnitudes
         pytorch_lora_weights.safetensors                  alone, where magnitudes are of inputs
+
+    `wdecomp compare` reads the first of these; named by its own path, `compact/` as well.
 
     `base_name` goes into the config as the base model, a folder or a hub name. `modules_to_save`
     are modules by their last name that were trained whole: they are saved with the adapters.
@@ -54,9 +57,8 @@ def save_adapter(
         return
     _write_adapter(folder, *lora_format(layers, base_name, others), whole, modules_to_save)
     if methods == {"dvora"}:
-        _write_adapter(
-            folder / "compact", *vera_format(layers, base_name, others), whole, modules_to_save
-        )
+        tensors, config = vera_format(layers, base_name, others)
+        _write_adapter(folder / "compact", tensors, config | COPY, whole, modules_to_save)
 
 
 def _write_adapter(

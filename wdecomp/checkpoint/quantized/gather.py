@@ -109,7 +109,10 @@ def _int8(key: str, tensors: Tensors, _: Mapping[str, Any]) -> Found:
 
 def _scaled(key: str, tensors: Tensors, settings: Mapping[str, Any]) -> Found:
     module = key.removesuffix("_inv").removesuffix("_scale")
-    if not key.endswith(("weight_scale", "weight_scale_inv")) or module not in tensors:
+    if module == key or module not in tensors:
+        return None, set()
+    # Of a stack of experts the parameter itself is the weight: experts.gate_up_proj_scale_inv.
+    if not module.endswith("weight") and tensors[module].dtype not in (*FP8, "I8"):
         return None, set()
     block = _block(settings)
     keys = {"weight": module, "scale": key, "zero_point": f"{module}_zero_point"}
@@ -188,7 +191,7 @@ _READERS: Mapping[str, Callable[[str, Tensors, Mapping[str, Any]], Found]] = {
     STATE: _four_bit,
     ".SCB": _int8,
     "_packed": _compressed,
-    "weight_scale": _scaled,
+    "_scale": _scaled,
     ".qweight": _words,
     "_blocks": _mxfp4,
 }

@@ -4,7 +4,8 @@
                             columns, or for blocks of rows and columns
 
 A block's size is what the config says, never the quotient of the shapes: the last block of either
-side may be a partial one.
+side may be a partial one. A stack of matrices, (plane, rows, columns), has its scales plane by
+plane.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,14 +20,14 @@ from wdecomp.checkpoint.elements import Elements, PlainTensor, open_elements, re
 from wdecomp.checkpoint.quantized.parts import FLOATS, Parts
 from wdecomp.checkpoint.quantized.tensor import QuantizedTensor
 from wdecomp.dtypes import Array, widen
+from wdecomp.errors import CheckpointError
 
 FP8 = ("F8_E4M3", "F8_E5M2")
 
 
 def unscaled(tensor: PlainTensor) -> QuantizedTensor:
     """A weight that is stored in FP8 as it is."""
-    rows, columns = (1, *tensor.shape) if len(tensor.shape) == 1 else _flat(tensor.shape)
-    opened = partial(_open_unscaled, tensor, rows, columns)
+    opened = partial(_open_unscaled, tensor, *_flat(tensor.shape))
     parts = {"weight": tensor}
     return QuantizedTensor(tensor.name, tensor.dtype, tensor.shape, None, parts, opened)
 
@@ -45,17 +46,19 @@ def scaled(
         CheckpointError: a part is missing or does not fit.
     """
     parts = Parts(name, "8-bit with scales", tensors)
-    weight = parts.get("weight", *FP8, "I8", dimensions=2)
-    scale = parts.get("scale", *FLOATS)
-    grid = _grid(parts, weight.shape, scale.shape, block)
-    rows, columns = weight.shape
-    of_row = np.minimum(np.arange(rows) // grid[0], scale_shape(scale.shape)[0] - 1)
+    weight, scale = parts.get("weight", *FP8, "I8"), parts.get("scale", *FLOATS)
+    if len(weight.shape) == 2:
+        scales = 1, *scale_shape(scale.shape)
+        high, width = _grid(parts, weight.shape, scale.shape, block)
+    else:
+        scales, (high, width) = _stacked(parts, weight.shape, scale.shape, block)
+    of_row = np.minimum(np.arange(weight.shape[-2]) // high, scales[1] - 1)
     zero = tensors.get("zero_point")
     if zero is not None:
         zero = parts.shaped("zero_point", scale.shape, "I8", "I32", "I64", *FLOATS)
     dtype = "INT8" if weight.dtype == "I8" else "FP8"
-    opened = partial(_open_scaled, parts, weight, scale, zero, of_row, grid[1])
-    return QuantizedTensor(name, dtype, (rows, columns), None, tensors, opened)
+    opened = partial(_open_scaled, parts, weight, scales, zero, of_row, width)
+    return QuantizedTensor(name, dtype, weight.shape, None, tensors, opened)
 
 
 def scale_shape(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -89,7 +92,32 @@ def _grid(
     )
 
 
+def _stacked(
+    parts: Parts,
+    weight: tuple[int, ...],
+    scale: tuple[int, ...],
+    block: tuple[int, int] | None,
+) -> tuple[tuple[int, int, int], tuple[int, int]]:
+    """The shape of a stack's scales, (planes, high, wide), and the rows and columns that have one.
+
+    Those of columns are (planes, 1, columns), and (planes, columns, 1) where FBGEMM wrote them.
+    """
+    if len(weight) != 3 or len(scale) != 3 or scale[0] != weight[0]:
+        raise parts.wrong(f"is {weight} with scales {scale}", "matrices, or stacks of one length")
+    planes, rows, columns = weight
+    if block is None and scale[1:] == (rows, 1) == (columns, 1):
+        raise parts.wrong(f"is {weight} with scales {scale}", "a shape that tells whose they are")
+    if block is None and scale[1:] in ((1, columns), (columns, 1)):
+        return (planes, 1, columns), (rows, 1)
+    return (planes, scale[1], scale[2]), _grid(parts, (rows, columns), scale[1:], block)
+
+
 def _flat(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of one matrix; a table of tokens may have a batch dimension of 1."""
+    if len(shape) == 1:
+        return 1, shape[0]
+    if len(shape) == 3 and shape[0] == 1:
+        return shape[1], shape[2]
     return shape[0], prod(shape[1:])
 
 
@@ -97,16 +125,15 @@ def _flat(shape: tuple[int, ...]) -> tuple[int, int]:
 def _open_scaled(
     parts: Parts,
     weight: PlainTensor,
-    scale: PlainTensor,
+    scales: tuple[int, int, int],
     zero: PlainTensor | None,
     of_row: Array,
     width: int,
 ) -> Iterator["_Scaled"]:
-    grid = parts.numbers("scale").reshape(scale_shape(scale.shape))
-    offset = None if zero is None else _plain(zero).reshape(grid.shape)
-    columns = weight.shape[1]
+    scale = parts.numbers("scale").reshape(scales)
+    offset = None if zero is None else _plain(zero).reshape(scales)
     with open_elements(weight) as codes:
-        yield _Scaled(codes, _table(weight.dtype), columns, grid, offset, of_row, width)
+        yield _Scaled(weight, codes, _table(weight.dtype), scale, offset, of_row, width)
 
 
 def _plain(tensor: PlainTensor) -> Array:
@@ -117,28 +144,39 @@ def _plain(tensor: PlainTensor) -> Array:
 @contextmanager
 def _open_unscaled(tensor: PlainTensor, rows: int, columns: int) -> Iterator["_Scaled"]:
     with open_elements(tensor) as codes:
-        one, of_row = np.ones((1, 1), np.float32), np.zeros(rows, np.int64)
-        yield _Scaled(codes, _table(tensor.dtype), columns, one, None, of_row, columns)
+        one, of_row = np.ones((1, 1, 1), np.float32), np.zeros(rows, np.int64)
+        yield _Scaled(tensor, codes, _table(tensor.dtype), one, None, of_row, columns)
 
 
 @dataclass(frozen=True)
 class _Scaled:
+    weight: PlainTensor
     codes: Elements
     table: Array  # (256,): the number of every code
-    columns: int
-    scale: Array
+    scale: Array  # (planes, high, wide)
     zero: Array | None
-    of_row: Array  # which row of the scales a row has
+    of_row: Array  # which row of the scales a row of a plane has
     width: int  # columns that share one
 
+    @property
+    def columns(self) -> int:
+        """Of a plane."""
+        return prod(self.weight.shape) // (len(self.scale) * len(self.of_row))
+
     def rows(self, plane: int, rows: slice) -> Array:
+        if plane >= len(self.scale) or rows.stop > len(self.of_row):
+            raise CheckpointError(
+                f"{self.weight.file}: {self.weight.name}: is a stack of matrices in 8 bits, "
+                "expected the scales of each beside it. Dequantise the model and save it."
+            )
         stored = np.empty((rows.stop - rows.start, self.columns), np.uint8)
-        self.codes.fill(stored.reshape(-1), rows.start * self.columns)
+        first = plane * len(self.of_row) + rows.start
+        self.codes.fill(stored.reshape(-1), first * self.columns)
         numbers = self.table[stored]
         here = self.of_row[rows]
         if self.zero is not None:
-            numbers -= self._spread(self.zero[here])
-        numbers *= self._spread(self.scale[here])
+            numbers -= self._spread(self.zero[plane, here])
+        numbers *= self._spread(self.scale[plane, here])
         return np.asarray(numbers)
 
     def _spread(self, values: Array) -> Array:

@@ -13,6 +13,7 @@ decomposed on the fly: V = W, m = ‖W‖. Dropout of a low-rank part does not t
 from wdecomp.train.gradients.covariance import covariance_report, trace_squares
 from wdecomp.train.gradients.equations import (
     direction_gradient,
+    formula_error,
     gradient_report,
     magnitude_gradient,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "covariance_report",
     "decomposition",
     "direction_gradient",
+    "formula_error",
     "gradient_report",
     "magnitude_gradient",
     "trace_squares",
