@@ -8,11 +8,13 @@ from matplotlib.figure import Figure
 
 from wdecomp.charts.style import COLOURS, MARKERS, OTHER_COLOUR, RESOLUTION
 
+ABREAST = 2
+
 
 def static_lines(
     panels: Mapping[str, pd.DataFrame], x: str, title: str, file: Path, log: bool = False
 ) -> None:
-    """Writes panels side by side; the file's suffix decides the format.
+    """Writes panels, two in a row; the file's suffix decides the format.
 
     Args:
         panels: title of the ordinate → columns `x`, method, mean and, if there is a spread, low
@@ -22,11 +24,12 @@ def static_lines(
         file: .svg, .png or another of matplotlib's.
         log: the abscissa grows by factors.
     """
-    figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
+    columns = min(len(panels), ABREAST)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
     figure.suptitle(title)
-    for axes, (name, table) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (name, table) in zip(grid, panels.items(), strict=False):
         for marker, (method, part) in zip(
             MARKERS, table.groupby("method", sort=False), strict=False
         ):

@@ -47,7 +47,7 @@ PAPER_QUANTIZED = {"full": ".26 / .51", "lora": ".12 / .32", "dora": ".31 / .56"
 
 
 def write_page(out: Path, runs: Runs, base: tuple[float, float], saving: Saving) -> Path:
-    """Writes out/reproduction.md and the pictures that it shows; returns its path.
+    """Writes out/reproduction.md and its pictures in out/reproduction/; returns its path.
 
     Args:
         out: folder.
@@ -55,7 +55,7 @@ def write_page(out: Path, runs: Runs, base: tuple[float, float], saving: Saving)
         base: MRR@10 of the base model, and with its linear layers in NF4.
         saving: of section 4.3.
     """
-    draw(out, runs)
+    draw(out / "reproduction", runs)
     sections = [
         _setting(runs, base[0]),
         _correlations(runs),
@@ -117,9 +117,9 @@ def _correlations(runs: Runs) -> str:
     low, high = growth.min(), growth.max()
     return f"""## ΔM and ΔD (section 3.2, Figs. 2 and 7)
 
-![query weights](figure-2.svg)
+![query weights](reproduction/figure-2.svg)
 
-![value weights](figure-7.svg)
+![value weights](reproduction/figure-7.svg)
 
 Pictures: the first seed. r: Pearson, pooled over 6 layers and {N_LATE} late checkpoints (62.5, 75,
 87.5 and 100 % of the steps; the paper does not say which three intermediate ones it took). In step:
@@ -156,7 +156,7 @@ def _movement(runs: Runs) -> str:
     told = ", ".join(f"{name} in {fewer} of {count}" for name, fewer, count in less)
     return f"""## How far the weights move (Fig. 3)
 
-![ΔD and ΔM by layer](figure-3.svg)
+![ΔD and ΔM by layer](reproduction/figure-3.svg)
 
 The paper, LLaMA2-7B: in most layers DoRA moves less than LoRA, in magnitude and in direction.
 
@@ -189,7 +189,7 @@ def _sizes(runs: Runs) -> str:
     told = [settled(scores[each], *(NAMES[method] for method in each)) for each in scores]
     return f"""## Fewer examples (Fig. 4)
 
-![score by share of the pairs](figure-4.svg)
+![score by share of the pairs](reproduction/figure-4.svg)
 
 The paper, LLaMA on 1000, 4000, 7000 and 10 000 instructions, MT-Bench of 10: with 7000 DoRA and
 DVoRA are above LoRA and VeRA by .3 and .33, with 1000 by .29 and .22. Here as many shares of 1536
@@ -221,14 +221,14 @@ def _ranks(runs: Runs) -> str:
     falls = [means[m, min(trials.RANKS)] - means[m].max() for m in trials.ADAPTED]
     return f"""## Rank (Fig. 5)
 
-![score by rank](figure-5.svg)
+![score by rank](reproduction/figure-5.svg)
 
 The paper, LLaMA-7B, commonsense reasoning: LoRA collapses at r = 4 and 8, DoRA hardly.
 
 {markdown(head, rows)}
 
-**Agreement**: {told}. From its best rank to r = {min(trials.RANKS)}, LoRA goes {falls[0]:+.3f}
-and DoRA {falls[1]:+.3f}. One learning rate for all ranks, and another task: whether LoRA collapses
+**Agreement**: {told}. At r = {min(trials.RANKS)} LoRA is {falls[0]:+.3f} off its best rank, DoRA
+{falls[1]:+.3f}. One learning rate for all ranks, and another task: whether LoRA collapses
 at a small rank is a matter of both."""
 
 

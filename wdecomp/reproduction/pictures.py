@@ -14,13 +14,14 @@ from wdecomp.stats import module_fits
 
 
 def draw(out: Path, runs: Runs) -> None:
-    """Writes out/figure-N.svg; scatter plots of the first seed."""
+    """Writes figure-N.svg into a folder; scatter plots are of the first seed."""
+    out.mkdir(exist_ok=True)
     first = runs.seeds[0]
     for module, file in (("q", "figure-2"), ("v", "figure-7")):
         grid: dict[str, list[Panel]] = {}
         for each in trials.correlations():
             modules = late(runs.one(each, first))
-            stack = str(modules["stack"].iloc[0])
+            stack = str(modules.loc[modules["module"] == module, "stack"].iloc[0])
             grid.setdefault(f"weight decay {each.decay:g}", []).extend(
                 panels(modules, module_fits(modules), module, stack)
             )

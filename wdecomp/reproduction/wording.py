@@ -37,16 +37,18 @@ def gain(ours: Sequence[float], theirs: Sequence[float]) -> str:
 def settled(
     scores: Mapping[str, tuple[Sequence[float], Sequence[float]]], name: str, than: str
 ) -> str:
-    """Where one is above the other in every seed, where below, and where the seeds differ.
+    """Where one is above the other in every seed, in some, and in none.
 
     >>> settled({"r = 4": ([1, 2], [0, 1]), "r = 8": ([1, 2], [2, 1])}, "DoRA", "LoRA")
-    'DoRA is above LoRA in every seed at r = 4; the seeds differ at r = 8'
+    'DoRA is above LoRA in every seed at r = 4; DoRA is above LoRA in some seeds at r = 8'
     """
     found: dict[str, list[str]] = {}
     for where, (ours, theirs) in scores.items():
         above = [a > b for a, b in zip(ours, theirs, strict=True)]
-        said = f"{name} is above {than} in every seed at" if all(above) else "the seeds differ at"
-        if not any(above):
+        said = f"{name} is above {than} in some seeds at"
+        if all(above):
+            said = f"{name} is above {than} in every seed at"
+        elif not any(above):
             said = f"{name} is not above {than} in any seed at"
         found.setdefault(said, []).append(where)
     return "; ".join(f"{said} {', '.join(places)}" for said, places in found.items())
