@@ -112,5 +112,6 @@ def _check_tables(folder: Path, ratios: bool) -> None:
 
 def _plain(modules: pd.DataFrame) -> pd.DataFrame:
     """Without the columns that say how a run was stored."""
-    told_apart = ["run", "method", "dtype_tuned", "floor_delta_direction"]
+    floors = ["floor_delta_magnitude", "floor_delta_direction"]
+    told_apart = ["run", "method", "dtype_tuned", *floors]
     return modules.drop(columns=told_apart).reset_index(drop=True)

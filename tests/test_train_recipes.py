@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from wdecomp.errors import TrainingError
 from wdecomp.train.adapting import adapt
-from wdecomp.train.dry_run import NF4, DryRun, as_text, dry_run, dry_run_recipe, model_on_meta
+from wdecomp.train.dry_run import DryRun, as_text, dry_run, dry_run_recipe, model_on_meta
 from wdecomp.train.layers import Adapter
+from wdecomp.train.memory import NF4
 from wdecomp.train.recipe import Recipe, read_recipe, recipe_names
 
 # What no source gives, and no default can: see the recipes.

@@ -1,15 +1,33 @@
 """Results as text: the compact table and the notes that `wdecomp compare` prints."""
 
 import math
+import textwrap
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
 from wdecomp.errors import some
+from wdecomp.stats import Conclusion, conclusions
 from wdecomp.table import Results
 
 WHERE = ["run", "stack", "module"]
-FEWEST_LAYERS = 2  # below, there is no relation between layers to speak of
+SAID = ["findings", "conclusion"]
+WIDTH = 100
+KINDS = 8  # named in one line of conclusions
+IN_SHORT = {
+    "floor": "at the rounding floor",
+    "scaled": "magnitudes alone changed",
+    "decay": "shrunk as by decay",
+    "few": "too few points",
+    "reversal": "pooled and within-step signs differ",
+    "rises": "dM rises with dD",
+    "falls": "dM falls with dD",
+    "time": "pooled sign perhaps of time alone",
+    "open": "sign open",
+    "null": "dM as of random updates",
+    "held": "magnitudes held",
+}
 
 
 def summary(results: Results, axis: str = "output") -> pd.DataFrame:
@@ -18,14 +36,19 @@ def summary(results: Results, axis: str = "output") -> pd.DataFrame:
     Columns: run, method, stack, module, layers, steps, delta_magnitude and delta_direction (means
     over layers at the last step), pearson with low and high (pooled over layers and steps, 95 %
     by resampling layers where there are enough, else Fisher z), within_step (Pearson with each
-    step's means taken out).
+    step's means taken out), findings and conclusion (see `wdecomp.stats.Conclusion`).
     """
     modules = results.modules
     modules = modules[modules["axis"] == axis]
+    said: dict[Any, Conclusion] = {
+        (each.run, each.stack, each.module): each
+        for each in conclusions(modules, results.fits, axis)
+    }
     rows = [
         _row(key, group, results.fits, axis)
+        | dict(zip(SAID, (said[key].findings, said[key].text), strict=True))
         for key, group in modules.groupby(WHERE, sort=False)
-        if group["layer"].nunique() >= FEWEST_LAYERS
+        if key in said
     ]
     return pd.DataFrame(rows)
 
@@ -51,6 +74,8 @@ def as_text(table: pd.DataFrame, axis: str) -> str:
     lines.append(
         f"Columns along the {axis} axis; dM, dD at the last step; corr over all layers and steps."
     )
+    for _, rows in table.groupby("run", sort=False):
+        lines += ["", *_said(rows, many_stacks)]
     return "\n".join(lines)
 
 
@@ -91,15 +116,39 @@ def notes(results: Results) -> list[str]:
 
 
 def as_json(results: Results, axis: str) -> dict[str, Any]:
-    """The summary and the notes for machines."""
-    rows = summary(results, axis).to_dict("records")
+    """The summary, what can be concluded from it, and the notes, for machines."""
+    rows = summary(results, axis).drop(columns=SAID, errors="ignore").to_dict("records")
     return {
         "schema": results.run["schema"],
         "results": str(results.path),
         "axis": axis,
         "summary": [{str(k): _plain(v) for k, v in row.items()} for row in rows],
+        "conclusions": [asdict(each) for each in conclusions(results.modules, results.fits, axis)],
         "notes": notes(results),
     }
+
+
+def _said(rows: pd.DataFrame, many_stacks: bool) -> list[str]:
+    """A run's conclusion on its first module kind, q before others, and in short on the others."""
+    first = int((rows["module"] != "q").to_numpy().argmin())
+    names = rows["stack"] + "." + rows["module"] if many_stacks else rows["module"]
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for i in [first, *(i for i in range(len(rows)) if i != first)]:
+        alike.setdefault(rows["findings"].iloc[i], []).append(str(names.iloc[i]))
+    (head, *likewise), *others = alike.values()
+    also = f" (likewise {some(likewise, KINDS)})" if likewise else ""
+    lines = _wrapped(f"{rows['run'].iloc[0]}, {head}{also}: {rows['conclusion'].iloc[first]}", "")
+    in_short = [", ".join(IN_SHORT[finding] for finding in findings) for findings in alike][1:]
+    if others:
+        told = zip(others, in_short, strict=True)
+        lines += _wrapped("; ".join(f"{some(kinds, KINDS)}: {text}" for kinds, text in told), "  ")
+    return lines
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=indent, subsequent_indent="  ", break_on_hyphens=False
+    )
 
 
 def _row(key: Any, group: pd.DataFrame, fits: pd.DataFrame, axis: str) -> dict[str, Any]:

@@ -1,75 +1,192 @@
-"""ΔM against ΔD in a browser: hover for layer, step and the full name."""
+"""A chart for plotly, as the app and the report show it: hover, zoom, a legend that switches.
 
-from pathlib import Path
+The colour of text is the page's to set, lines are half-transparent grey: one figure suits light
+and dark. Names are escaped, for in plotly every text is markup.
+"""
 
-import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from wdecomp.charts.scatter import X_TITLE, Y_TITLE, Panel
+from wdecomp.charts.chart import Axis, Cells, Chart, Facet, Level, Mark, Scale
+from wdecomp.charts.style import BY_LAYER, FAINT, GREY
+from wdecomp.charts.traces import legend_entry, traces_of
+from wdecomp.charts.words import literal, power, short
+
+if TYPE_CHECKING:  # the report needs none of plotly's Python
+    from plotly.graph_objects import Figure
 
 CONFIG = {
     "displaylogo": False,
     "showSendToCloud": False,  # else plotly offers to upload the figure
     "toImageButtonOptions": {"format": "svg"},
+    "responsive": True,
 }
-SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "star", "cross", "x"]
+ROW, ABOVE, BELOW = 240, 76, 56  # pixels: a facet, what is above it, what is below the last
+GAP = 0.16  # of the width, between facets, in all
+LEGEND_LINE, LEGEND_WIDTH = 22, 900
+CLEAR, OUTLINE = "rgba(0,0,0,0)", "rgba(128,128,128,0.6)"
+Spec = dict[str, Any]
 
 
-def interactive_scatter(rows: dict[str, list[Panel]], title: str, file: Path) -> None:
-    """Writes a grid of panels as one HTML file that needs no network."""
-    columns = max(len(row) for row in rows.values())
-    titles = [
-        f"{name} · {panel.caption}" if panel else ""
-        for name, row in rows.items()
-        for panel in [*row, *[None] * (columns - len(row))]
-    ]
-    figure = make_subplots(len(rows), columns, subplot_titles=titles, vertical_spacing=0.15)
-    for i, row in enumerate(rows.values(), start=1):
-        for j, panel in enumerate(row, start=1):
-            for trace in _traces(panel):
-                figure.add_trace(trace, i, j)
-    figure.update_xaxes(title=X_TITLE, exponentformat="power")
-    figure.update_yaxes(title=Y_TITLE, exponentformat="power")
-    figure.update_layout(title=title, showlegend=False, height=430 * len(rows) + 80)
-    file.write_text(
-        figure.to_html(include_plotlyjs=True, full_html=True, config=CONFIG), encoding="utf-8"
-    )
+def figure_of(chart: Chart) -> "Figure":
+    """The chart as plotly's own object, checked by it; `spec_of` says what is in it."""
+    from plotly.graph_objects import Figure
+
+    return Figure(spec_of(chart))
 
 
-def _traces(panel: Panel) -> list[go.Scatter]:
-    points = panel.points
-    steps = {step: i for i, step in enumerate(points["step"].unique())}
-    names = points["parameter"].map(_literal)
-    hover = [
-        f"{name}<br>layer {layer}, step {step}"
-        for name, layer, step in zip(names, points["layer"], points["step"], strict=True)
-    ]
-    dots = go.Scatter(
-        x=points["delta_direction"].to_numpy(),
-        y=points["delta_magnitude"].to_numpy(),
-        mode="markers",
-        text=hover,
-        hovertemplate="%{text}<br>ΔD %{x:.3g}<br>ΔM %{y:.3g}<extra></extra>",
-        marker={
-            "color": points["layer"].astype(float).to_numpy(),
-            "colorscale": "Viridis",
-            "symbol": [SYMBOLS[steps[step] % len(SYMBOLS)] for step in points["step"]],
-            "size": 9,
-            "line": {"width": 1, "color": "#777777"},
-        },
-    )
-    ends = np.array([points["delta_direction"].min(), points["delta_direction"].max()])
-    line = go.Scatter(
-        x=ends,
-        y=panel.intercept + panel.slope * ends,
-        mode="lines",
-        line={"color": panel.colour, "width": 2},
-        hoverinfo="skip",
-    )
-    return [dots, line] if np.isfinite(panel.slope) else [dots]
+def spec_of(chart: Chart) -> Spec:
+    """The chart as plotly's JSON, with arrays, and without a title of its own.
+
+    `chart.title` and `chart.alt` go beside it. A point's `customdata` is its run, step and
+    parameter.
+    """
+    data: list[Spec] = []
+    entries = chart.labelled()
+    below = BELOW + _legend_height([mark.label for mark in entries])
+    layout: Spec = _look(chart, below) | {"annotations": [], "shapes": []}
+    seen: dict[tuple[str, Axis], str] = {}
+    for number, (row, column, facet) in enumerate(_placed(chart), start=1):
+        x, y = (letter if number == 1 else f"{letter}{number}" for letter in "xy")
+        data += [trace | {"xaxis": x, "yaxis": y} for trace in _traces(facet, chart.scale)]
+        bare = any(isinstance(mark, Cells) for mark in facet.marks)
+        across = _axis(facet.x, x, seen, bare) | {"domain": _width(chart, column), "anchor": y}
+        up = _axis(facet.y, y, seen, bare) | {"domain": _height(chart, row), "anchor": x}
+        if column > 0 and facet.y == chart.rows[row][0].y:
+            up |= {"title": {"text": ""}, "showticklabels": False}
+        if _has_facet_below(chart, row, column):
+            across |= {"title": {"text": ""}}
+        layout[f"xaxis{x[1:]}"], layout[f"yaxis{y[1:]}"] = across, up
+        layout["annotations"].append(_head(facet, x, y))
+        layout["shapes"] += [_level(mark, x, y) for mark in facet.marks if isinstance(mark, Level)]
+    data += [legend_entry(mark) | {"xaxis": "x", "yaxis": "y"} for mark in entries]
+    return {"data": data, "layout": layout}
 
 
-def _literal(name: str) -> str:
-    """A name from a checkpoint, so that nothing in it is markup."""
-    return name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def _placed(chart: Chart) -> Iterator[tuple[int, int, Facet]]:
+    for i, row in enumerate(chart.rows):
+        for j, facet in enumerate(row):
+            yield i, j, facet
+
+
+def _has_facet_below(chart: Chart, row: int, column: int) -> bool:
+    """Whether the next one shows the same quantity, so that one title is enough."""
+    under = chart.rows[row + 1] if row + 1 < len(chart.rows) else ()
+    return column < len(under) and under[column].x.title == chart.rows[row][column].x.title
+
+
+def _traces(facet: Facet, scale: Scale | None) -> Iterator[Spec]:
+    for mark in facet.marks:
+        yield from traces_of(mark, facet, scale)
+    if scale is not None and not any(_is_on_scale(mark) for mark in facet.marks):
+        # Nothing to see, but so the colours of lines have their bar, too.
+        marker = {"color": [scale.low], "coloraxis": "coloraxis"}
+        empty = {"type": "scatter", "x": [None], "y": [None], "mode": "markers"}
+        yield empty | {"marker": marker, "showlegend": False, "hoverinfo": "skip"}
+
+
+def _is_on_scale(mark: Mark) -> bool:
+    return isinstance(mark, Cells) or not isinstance(getattr(mark, "colour", ""), str | float)
+
+
+def _width(chart: Chart, column: int) -> list[float]:
+    n = chart.n_columns
+    gap = GAP / n if n > 1 else 0.0
+    wide = (1 - gap * (n - 1)) / n
+    return [column * (wide + gap), column * (wide + gap) + wide]
+
+
+def _height(chart: Chart, row: int) -> list[float]:
+    whole = len(chart.rows) * (ROW + ABOVE) - ABOVE
+    top = row * (ROW + ABOVE)
+    return [max(0.0, 1 - (top + ROW) / whole), 1 - top / whole]
+
+
+def _axis(axis: Axis, name: str, seen: dict[tuple[str, Axis], str], bare: bool) -> Spec:
+    """An axis; those that show the same are zoomed together."""
+    first = seen.setdefault((name[0], axis), name)
+    ends = [math.log10(axis.low), math.log10(axis.high)] if axis.log else [axis.low, axis.high]
+    look: Spec = {
+        "title": {"text": literal(axis.title), "standoff": 6},
+        "type": "log" if axis.log else "linear",
+        "range": ends,
+        "showgrid": not bare,
+        "gridcolor": FAINT,
+        "zeroline": False,
+        "showline": True,
+        "linecolor": OUTLINE,
+        "ticks": "outside",
+        "tickcolor": OUTLINE,
+        "exponentformat": "power",
+        "automargin": True,
+        "nticks": 7,
+    }
+    if first != name:
+        look["matches"] = first
+    if axis.whole and axis.high - axis.low < 8:
+        look["dtick"] = 1
+    if axis.ticks:
+        words = [literal(short(word, 18)) for word in axis.ticks]
+        look |= {"tickvals": list(range(len(words))), "ticktext": words}
+    return look
+
+
+def _head(facet: Facet, x: str, y: str) -> Spec:
+    heading = f"<b>{literal(short(facet.heading))}</b>"
+    place = {"xref": f"{x} domain", "yref": f"{y} domain", "x": 0, "y": 1}
+    return {
+        **place,
+        "text": f"{heading}<br>{literal(facet.remark)}" if facet.remark else heading,
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "align": "left",
+        "showarrow": False,
+        "font": {"color": facet.colour} if facet.colour else {},
+    }
+
+
+def _level(mark: Level, x: str, y: str) -> Spec:
+    """A line from edge to edge."""
+    at, along = ("x", "y") if mark.of == "x" else ("y", "x")
+    names = {"x": x, "y": y}
+    return {
+        "type": "line",
+        "line": {"color": GREY, "width": 1.3, "dash": "dash"},
+        **{f"{at}ref": names[at], f"{at}0": mark.value, f"{at}1": mark.value},
+        **{f"{along}ref": f"{names[along]} domain", f"{along}0": 0, f"{along}1": 1},
+    }
+
+
+def _look(chart: Chart, below: int) -> Spec:
+    look: Spec = {
+        "height": len(chart.rows) * (ROW + ABOVE) - 24 + below,
+        "margin": {"l": 70, "r": 12, "t": ABOVE - 24, "b": below},
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+        "paper_bgcolor": CLEAR,
+        "plot_bgcolor": CLEAR,
+        "font": {"size": 12, "color": "#555555"},
+        "hovermode": "closest",
+    }
+    return look | ({} if chart.scale is None else {"coloraxis": _coloraxis(chart.scale)})
+
+
+def _coloraxis(scale: Scale) -> Spec:
+    step = 1 / (len(BY_LAYER) - 1)
+    title = {"text": literal(scale.title), "side": "right"}
+    bar: Spec = {"title": title, "thickness": 12, "outlinewidth": 0, "exponentformat": "power"}
+    low, high = scale.low, scale.high
+    if scale.log:
+        low, high = math.log10(low), math.log10(high)
+        ticks = [t / 2 for t in range(math.ceil(2 * low), math.floor(2 * high) + 1)]
+        bar |= {"tickvals": ticks, "ticktext": [power(10**t) for t in ticks]}
+    if scale.whole and high - low < 8:
+        bar["dtick"] = 1
+    colours = [[i * step, colour] for i, colour in enumerate(BY_LAYER)]
+    return {"colorscale": colours, "cmin": low, "cmax": high, "colorbar": bar}
+
+
+def _legend_height(labels: list[str]) -> int:
+    """Pixels that the legend takes below, at the width of a page."""
+    wide = sum(60 + 7 * len(short(label)) for label in labels)
+    return LEGEND_LINE * math.ceil(wide / LEGEND_WIDTH)

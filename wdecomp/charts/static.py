@@ -1,63 +1,241 @@
-"""ΔM against ΔD as a picture for a paper or a README: SVG or PNG, no browser."""
+"""A chart as a picture for a paper or a page: SVG, PDF or PNG by matplotlib, no browser."""
 
+import io
+import math
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis as MatplotlibAxis
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from wdecomp.charts.scatter import X_TITLE, Y_TITLE, Panel
+from wdecomp.charts.chart import (
+    Axis,
+    Band,
+    Cells,
+    Chart,
+    Facet,
+    Labelled,
+    Level,
+    Line,
+    Mark,
+    Points,
+    Scale,
+)
+from wdecomp.charts.files import commit_bytes
+from wdecomp.charts.style import BY_LAYER, GREY, MARKERS, RESOLUTION, at_scale
+from wdecomp.charts.words import power, printable, short
+from wdecomp.errors import ResultsError
 
-MARKERS = "os^Dv*PX<>"
-LAYER_COLOURS = "viridis"
-GREY = "#777777"
-RESOLUTION = 150  # dots per inch of a PNG
+FORMATS = ("svg", "pdf", "png")
+WIDTH, HEIGHT = 3.5, 2.8  # inches of a facet
+DASHES = {"solid": "-", "dash": "--", "dot": ":"}
+LINE = 44  # characters above a facet
+MOST_MARKERS = 10  # on a line of many points: shapes tell lines apart, they need not be on each
+MOST_CELLS = 1000
+SETTINGS = {
+    "svg.hashsalt": "wdecomp",  # one table gives one file, whenever it is drawn
+    "text.parse_math": False,  # a name with $ is no formula, nor is a number on an axis
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.6,
+    "grid.color": GREY,
+    "grid.alpha": 0.25,
+    "font.size": 9,
+}
+MAP = LinearSegmentedColormap.from_list("layers", list(BY_LAYER))
 
 
-def static_scatter(rows: dict[str, list[Panel]], title: str, file: Path) -> None:
-    """Writes a grid of panels, one row for each entry; the file's suffix decides the format."""
-    columns = max(len(row) for row in rows.values())
-    figure = Figure(figsize=(3.6 * columns + 0.6, 3.1 * len(rows) + 0.5), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    figure.suptitle(title)
-    for axes_row, (name, row) in zip(grid, rows.items(), strict=True):
-        for axes, panel in zip(axes_row, row, strict=False):
-            _draw(axes, panel, _last_layer(rows))
-        axes_row[0].set_ylabel(f"{name}\n{Y_TITLE}")
-    for axes in grid[-1]:
-        axes.set_xlabel(X_TITLE)
-    layers = ScalarMappable(Normalize(0, _last_layer(rows)), cmap=LAYER_COLOURS)
-    figure.colorbar(layers, ax=grid, label="layer", aspect=40)
-    figure.savefig(file, dpi=RESOLUTION)
+def write_picture(chart: Chart, file: Path) -> None:
+    """Writes the chart as .svg, .pdf or .png.
+
+    Raises:
+        ResultsError: another suffix, or the file cannot be written.
+    """
+    form = file.suffix.lower().removeprefix(".")
+    if form not in FORMATS:
+        known = ", ".join(f".{name}" for name in FORMATS)
+        raise ResultsError(f"{file}: the name must end in one of {known}.")
+    commit_bytes(file, picture(chart, form))
 
 
-def _last_layer(rows: dict[str, list[Panel]]) -> float:
-    layers = [panel.points["layer"].max() for row in rows.values() for panel in row]
-    return max([float(layer) for layer in layers if layer == layer], default=1.0)
+def picture(
+    chart: Chart,
+    form: str,
+    ink: str = "black",
+    most_cells: int = MOST_CELLS,
+    settings: Mapping[str, Any] | None = None,
+) -> bytes:
+    """The content of the file.
+
+    Args:
+        chart: what is drawn.
+        form: "svg", "pdf" or "png".
+        ink: colour of text.
+        most_cells: of a facet that are drawn as shapes; of more a picture is made.
+        settings: of matplotlib's, beside the own ones.
+    """
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
+    inked = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
+    every: Any = SETTINGS | inked | dict(settings or {})
+    with rc_context(every), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box
+        content = io.BytesIO()
+        _figure(chart, most_cells).savefig(content, format=form, dpi=RESOLUTION, metadata=undated)
+        return content.getvalue()
 
 
-def _draw(axes: Axes, panel: Panel, last_layer: float) -> None:
-    points = panel.points
-    for marker, (step, at_step) in zip(
-        MARKERS * len(points), points.groupby("step", dropna=False), strict=False
+def _figure(chart: Chart, most_cells: int) -> Figure:
+    rows, columns = len(chart.rows), chart.n_columns
+    size = (max(WIDTH * columns + (0.8 if chart.scale else 0.2), 4.6), HEIGHT * rows + 0.9)
+    figure = Figure(figsize=size, layout="constrained", facecolor="none")
+    figure.suptitle(printable(chart.title), fontsize=11)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes_row, facets in zip(grid, chart.rows, strict=True):
+        for axes, facet in zip(axes_row, facets, strict=False):
+            for mark in facet.marks:
+                _draw(axes, mark, chart.scale, most_cells)
+            _dress(axes, facet, same=facet is not facets[0] and facet.y == facets[0].y)
+        for axes in axes_row[len(facets) :]:
+            axes.set_axis_off()
+    if chart.scale is not None:
+        bar = figure.colorbar(ScalarMappable(_norm(chart.scale), MAP), ax=grid, aspect=40)
+        bar.set_label(printable(chart.scale.title))
+        low, high = chart.scale.low, chart.scale.high
+        _ticks(bar.ax.yaxis, Axis("", low, high, chart.scale.log, whole=chart.scale.whole))
+    _legend(figure, chart)
+    return figure
+
+
+def _draw(axes: Axes, mark: Mark, scale: Scale | None, most_cells: int) -> None:
+    match mark:
+        case Points():
+            by_value = not isinstance(mark.colour, str)
+            axes.scatter(
+                mark.x,
+                mark.y,
+                s=mark.size**2 / 2.4,
+                c=mark.colour,
+                norm=_norm(scale) if by_value and scale else None,
+                cmap=MAP if by_value else None,
+                marker=MARKERS[mark.marker % len(MARKERS)],
+                edgecolors=GREY,
+                linewidths=0.4,
+                plotnonfinite=True,
+            )
+        case Line():
+            axes.plot(mark.x, mark.y, color=_colour(mark, scale), **_strokes(mark))
+        case Band():
+            axes.fill_between(
+                mark.x, mark.low, mark.high, color=mark.colour, alpha=0.18, linewidth=0
+            )
+        case Level():
+            across = axes.axvline if mark.of == "x" else axes.axhline
+            across(mark.value, color=GREY, linewidth=1, linestyle="--")
+        case Cells():
+            axes.pcolormesh(
+                mark.x_edges,
+                mark.y_edges,
+                np.ma.masked_invalid(mark.values),
+                norm=None if scale is None else _norm(scale),
+                cmap=MAP,
+                rasterized=mark.values.size > most_cells,
+            )
+
+
+def _colour(mark: Line, scale: Scale | None) -> str:
+    return mark.colour if isinstance(mark.colour, str) else at_scale(mark.colour, scale)
+
+
+def _strokes(mark: Line) -> dict[str, Any]:
+    return {
+        "linestyle": DASHES[mark.dash],
+        "linewidth": mark.width * 0.8,
+        "marker": None if mark.marker is None else MARKERS[mark.marker % len(MARKERS)],
+        "markersize": 2.4 + mark.width,
+        "markevery": max(1, len(mark.x) // MOST_MARKERS),
+    }
+
+
+def _dress(axes: Axes, facet: Facet, same: bool) -> None:
+    """Axes and heading of one facet."""
+    for axis, on, limit in (
+        (facet.x, axes.xaxis, axes.set_xlim),
+        (facet.y, axes.yaxis, axes.set_ylim),
     ):
-        axes.scatter(
-            at_step["delta_direction"],
-            at_step["delta_magnitude"],
-            c=at_step["layer"].astype(float),
-            vmin=0,
-            vmax=last_layer,
-            cmap=LAYER_COLOURS,
-            marker=marker,
-            edgecolors=GREY,
-            linewidths=0.5,
+        if axis.log:
+            (axes.set_xscale if on is axes.xaxis else axes.set_yscale)("log")
+        limit(axis.low, axis.high)
+        _ticks(on, axis)
+    axes.set_facecolor("none")
+    axes.set_xlabel(printable(facet.x.title))
+    axes.set_ylabel("" if same else printable(facet.y.title))
+    if not any(isinstance(mark, Cells) for mark in facet.marks):
+        axes.grid(visible=True)
+        axes.set_axisbelow(True)
+    if same:
+        axes.tick_params(labelleft=False, which="both")
+    lines = [line for line in (short(facet.heading), printable(facet.remark)) if line]
+    heading = ": ".join(lines) if len("".join(lines)) <= LINE else "\n".join(lines)
+    axes.set_title(heading, loc="left", fontsize=9, color=facet.colour or rcParams["text.color"])
+
+
+def _ticks(on: MatplotlibAxis, axis: Axis) -> None:
+    on.set_major_locator(MaxNLocator(5, integer=axis.whole))
+    on.set_major_formatter(lambda value, _: f"{value:.4g}".replace("-", "\N{MINUS SIGN}"))
+    if axis.log:
+        several = axis.high >= 100 * axis.low
+        on.set_major_locator(LogLocator(subs=(1.0,) if several else (1.0, 2.0, 5.0), numticks=6))
+        on.set_major_formatter(lambda value, _: power(value))
+        on.set_minor_formatter(NullFormatter())
+    if axis.ticks:
+        on.set_ticks(range(len(axis.ticks)), [short(word, 18) for word in axis.ticks])
+    on.set_tick_params(color=GREY, labelsize=8, which="both")
+
+
+def _legend(figure: Figure, chart: Chart) -> None:
+    """Below all: one entry for each label."""
+    axes = Figure().subplots()
+    entries = {mark.label: _sample(axes, mark) for mark in chart.labelled()}
+    notes = [printable(note) for note in dict.fromkeys(chart.notes)]
+    if entries:
+        # A label that begins with _ is one that matplotlib leaves out.
+        labels = [f" {short(label)}" for label in entries]
+        inches = sum(0.5 + 0.075 * len(label) for label in labels)
+        lines = math.ceil(inches / figure.get_figwidth())
+        figure.legend(
+            list(entries.values()),
+            labels,
+            loc="outside lower center",
+            ncols=math.ceil(len(labels) / lines),
+            fontsize=8,
+            frameon=False,
         )
-        axes.scatter([], [], color=GREY, marker=marker, label=f"step {step}")
-    ends = np.array([points["delta_direction"].min(), points["delta_direction"].max()])
-    if np.isfinite(panel.slope):
-        axes.plot(ends, panel.intercept + panel.slope * ends, color=panel.colour, linewidth=2)
-    axes.set_title(panel.caption, fontsize=10, color=panel.colour)
-    axes.ticklabel_format(style="sci", axis="both", scilimits=(-2, 3))
-    axes.legend(fontsize=6)
+    if notes:
+        figure.supxlabel("\n".join(notes), fontsize=8)
+
+
+def _sample(axes: Axes, mark: Labelled) -> Any:
+    colour = getattr(mark, "colour", GREY)
+    colour = colour if isinstance(colour, str) else GREY
+    match mark:
+        case Points():
+            shape = MARKERS[mark.marker % len(MARKERS)]
+            return axes.plot([], [], color=colour, marker=shape, linestyle="", markersize=5)[0]
+        case Line():
+            strokes = _strokes(mark) | {"markevery": 1}
+            return axes.plot([], [], color=colour if mark.dash == "solid" else GREY, **strokes)[0]
+        case Band():
+            return axes.fill_between([], [], color=GREY, alpha=0.3, linewidth=0)
+        case Level():
+            return axes.plot([], [], color=GREY, linewidth=1, linestyle="--")[0]
+
+
+def _norm(scale: Scale) -> Normalize:
+    return (LogNorm if scale.log else Normalize)(scale.low, scale.high)

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from wdecomp.charts.static import RESOLUTION
+from wdecomp.charts.style import RESOLUTION
 
 LOSS_COLOUR, LR_COLOUR = "#0072B2", "#D55E00"
 SMOOTHED = 20  # of this many parts of the run, each is averaged: single batches scatter

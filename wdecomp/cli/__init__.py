@@ -8,12 +8,19 @@ from importlib.metadata import version
 
 import click
 
+from wdecomp.cli.audit import audit
 from wdecomp.cli.compare import compare
 from wdecomp.cli.console import say_error
 from wdecomp.cli.demo import demo
+from wdecomp.cli.export import export
+from wdecomp.cli.gradients import gradients
 from wdecomp.cli.inspect import inspect
 from wdecomp.cli.merge import merge
+from wdecomp.cli.plot import plot
+from wdecomp.cli.report import report
+from wdecomp.cli.reproduce import reproduce
 from wdecomp.cli.train import train
+from wdecomp.cli.verify import verify
 from wdecomp.errors import WdecompError
 
 OBJECTS = 100_000  # between collections; with Python's own 700, imports take half as long again
@@ -31,9 +38,16 @@ def commands() -> None:
 
 commands.add_command(compare)
 commands.add_command(inspect)
+commands.add_command(audit)
+commands.add_command(report)
+commands.add_command(plot)
+commands.add_command(export)
 commands.add_command(merge)
+commands.add_command(verify)
 commands.add_command(train)
+commands.add_command(gradients)
 commands.add_command(demo)
+commands.add_command(reproduce)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

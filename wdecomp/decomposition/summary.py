@@ -1,14 +1,16 @@
-"""One matrix in one row: means over its columns, and the floor that rounding alone would reach."""
+"""One matrix in one row: means over its columns."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from wdecomp.decomposition.chance import distance_squared
 from wdecomp.decomposition.columns import ColumnDelta
-from wdecomp.dtypes import PRECISION, Floats
+from wdecomp.dtypes import Floats
 
-SMALLEST = {"F16": 2.0**-24}  # spacing of the subnormal numbers, where weights do get so small
+FLOORED = 2.0  # times the floor: what lies below may be rounding for the greater part
+PARALLEL = 1e-6  # of (‖w − w0‖/m0)²: a ΔD below is what float32 leaves of a change along w0
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Summary:
     relative_delta_magnitude: mean |m − m0|/m0.
     growth_ratio: Σ(m − m0) / Σ m0·ΔD/(1 − ΔD) over columns with ΔD < 1: growth over the growth
         that an update perpendicular to the column, turning it as far, forces. 1 for such updates.
+        NaN where nothing but rounding turned the columns.
     """
 
     n_columns: int
@@ -33,12 +36,14 @@ class Summary:
     growth_ratio: float
 
 
-def summarise(delta: ColumnDelta) -> Summary:
-    """The row of a matrix, from its columns."""
+def summarise(delta: ColumnDelta, floor: float = 0.0) -> Summary:
+    """The row of a matrix.
+
+    Args:
+        delta: its columns.
+        floor: the ΔD that rounding to the stored dtype gives by itself; NaN if it is unknown.
+    """
     moved, size = delta.delta_magnitude, np.abs(delta.delta_magnitude)
-    acute = delta.delta_direction < 1
-    direction = delta.delta_direction[acute]
-    forced = float((delta.magnitude_base[acute] * direction / (1 - direction)).sum())
     return Summary(
         n_columns=delta.n_columns,
         n_zero=delta.n_zero,
@@ -47,31 +52,18 @@ def summarise(delta: ColumnDelta) -> Summary:
         delta_direction=_mean(delta.delta_direction),
         signed_delta_magnitude=_mean(moved),
         relative_delta_magnitude=_mean(size / delta.magnitude_base),
-        growth_ratio=float(moved[acute].sum()) / forced if forced > 0 else math.nan,
+        growth_ratio=_growth_ratio(delta, floor),
     )
 
 
-def rounding_floor(weights: Floats, dtype: str) -> float:
-    """The ΔD that rounding weights like these to a stored dtype gives by itself.
-
-    Rounding to nearest moves w by an error that is uniform in ±ulp(w)/2 and points nowhere in
-    particular, so that ΔD ≈ ½·Σ ulp(w)²/12 / Σ w². About 1.4e-6 for BF16, 2.1e-8 for F16.
-
-    Args:
-        weights: a sample of the base's weights, any shape.
-        dtype: what the tuned weights are stored as: BF16, F16, F32 or F64.
-    """
-    if dtype not in PRECISION:  # quantised: its floor is a run of its own
+def _growth_ratio(delta: ColumnDelta, floor: float) -> float:
+    acute = delta.delta_direction < 1
+    m0, direction = delta.magnitude_base[acute], delta.delta_direction[acute]
+    forced = float((m0 * direction / (1 - direction)).sum())
+    along = PARALLEL * float((distance_squared(delta)[acute] / m0).sum())
+    if forced <= along or forced <= FLOORED * floor * float(m0.sum()):
         return math.nan
-    rounded = weights[np.isfinite(weights) & (weights != 0)]  # zero is in every dtype
-    energy = float((rounded**2).sum())
-    if energy == 0:
-        return math.nan
-    exponent = np.frexp(rounded)[1]
-    counts = np.bincount(exponent - exponent.min())
-    exponents = exponent.min() + np.arange(len(counts))
-    ulp = np.maximum(np.exp2(exponents - float(PRECISION[dtype])), SMALLEST.get(dtype, 0.0))
-    return float((counts * ulp**2).sum()) / (24 * energy)
+    return float(delta.delta_magnitude[acute].sum()) / forced
 
 
 def _mean(values: Floats) -> float:

@@ -15,8 +15,7 @@ from wdecomp.pairing.records import Pair
 # Largest |m − ‖W‖|/‖W‖ of an untrained DoRA, whose norms were taken in the base's dtype (measured).
 UNTRAINED = {"BF16": 4e-3, "F16": 5e-4}
 FULL = PRECISION["F32"]
-# Module kinds that torchtune reorders, and the field of the config that says how many heads.
-HEADS = {"q": "num_attention_heads", "k": "num_key_value_heads"}
+REORDERED = ("q", "k")  # module kinds whose rows torchtune stores in another order
 
 
 def remarks(base: Checkpoint, pairs: Iterable[Pair]) -> Iterator[str]:
@@ -24,7 +23,18 @@ def remarks(base: Checkpoint, pairs: Iterable[Pair]) -> Iterator[str]:
     adapted = [pair for pair in pairs if isinstance(pair.tuned, Adapted)]
     yield from _rounded_magnitudes(adapted)
     yield from _missing_layers(base, adapted)
-    yield from _misordered_magnitudes(base, adapted)
+    yield from _misordered_magnitudes(adapted)
+
+
+def in_torchtunes_order(magnitude: Floats, norms: Floats) -> bool:
+    """Whether magnitudes of q or k are in torchtune's order of rows, for heads of whatever size.
+
+    Args:
+        magnitude: DoRA's m as the adapter has it, (outputs,).
+        norms: ‖W0‖ of each output, (outputs,).
+    """
+    sizes = (size for size in range(4, norms.size + 1, 2) if norms.size % size == 0)
+    return any(misordered(magnitude, norms, norms.size // size) for size in sizes)
 
 
 def _rounded_magnitudes(adapted: list[Pair]) -> Iterator[str]:
@@ -66,15 +76,12 @@ def _missing_layers(base: Checkpoint, adapted: list[Pair]) -> Iterator[str]:
             )
 
 
-def _misordered_magnitudes(base: Checkpoint, adapted: list[Pair]) -> Iterator[str]:
+def _misordered_magnitudes(adapted: list[Pair]) -> Iterator[str]:
     """Of torchtune's export, seen in the first q and k: no header tells, only norms do."""
-    for module, field in HEADS.items():
+    for module in REORDERED:
         of_kind = (pair for pair in adapted if pair.place.module == module)
         first = next((p for p in of_kind if _has_magnitude(p)), None)
-        if first is None:
-            continue
-        heads = base.config_of(first.parameter).get(field)
-        if type(heads) is int and _is_misordered(first, heads):
+        if first is not None and _is_misordered(first):
             yield (
                 f"magnitudes of {module} are in torchtune's order of rows, not in the base's "
                 f"({first.tuned_name}): PEFT loads another model than was trained, and it is that "
@@ -87,11 +94,11 @@ def _has_magnitude(pair: Pair) -> bool:
     return isinstance(tuned, Adapted) and tuned.magnitude is not None and tuned.outputs is None
 
 
-def _is_misordered(pair: Pair, heads: int) -> bool:
+def _is_misordered(pair: Pair) -> bool:
     assert isinstance(pair.tuned, Adapted)
     assert pair.tuned.magnitude is not None
     magnitude = widen(read_whole(pair.tuned.magnitude.values)).reshape(-1).astype(np.float64)
-    return misordered(magnitude, _norms(pair.base), heads)
+    return in_torchtunes_order(magnitude, _norms(pair.base))
 
 
 def _norms(matrix: Matrix) -> Floats:

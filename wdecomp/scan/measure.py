@@ -11,8 +11,10 @@ from wdecomp.adapter import Adapted, ChangeReader, OnOtherBase, OtherBaseReader
 from wdecomp.checkpoint import Matrix, MatrixReader, Rectangle
 from wdecomp.decomposition import (
     STRIP,
+    UNROUNDED,
     Axis,
     ColumnDelta,
+    Rounding,
     Sums,
     column_delta_from,
     rounding_floor,
@@ -88,15 +90,15 @@ def _measure(
 
 
 class SampledFloors:
-    """The ΔD that rounding a base's own weights to a tuned dtype gives: 0 for an adapter."""
+    """What rounding a base's own weights to a tuned dtype does: nothing for an adapter."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Matrix, str], float] = {}
+        self._known: dict[tuple[Matrix, str], Rounding] = {}
 
-    def of(self, pair: Pair) -> float:
+    def of(self, pair: Pair) -> Rounding:
         """Of one pair; the base's weights are sampled once for all that have its dtype."""
         if not isinstance(pair.tuned, Matrix):
-            return 0.0
+            return UNROUNDED
         key = pair.base, pair.tuned.dtype
         if key not in self._known:
             self._known[key] = rounding_floor(_sample(pair.base), pair.tuned.dtype)

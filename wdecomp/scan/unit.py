@@ -3,14 +3,21 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from wdecomp.adapter import Adapted, OnOtherBase
-from wdecomp.checkpoint import BLOCK_BYTES, core_shape
-from wdecomp.decomposition import Axis, summarise
+from wdecomp.checkpoint import BLOCK_BYTES, Matrix, core_shape
+from wdecomp.decomposition import Axis, ColumnDelta, Sums, by_chance, summarise
 from wdecomp.pairing import Pair
+from wdecomp.scan.diagnosis import (
+    factor_facts,
+    growth_facts,
+    magnitude_facts,
+    nonfinite_facts,
+)
 from wdecomp.scan.measure import Measured, SampledFloors, measure
 from wdecomp.scan.plan import Plan, Run, Unit
 from wdecomp.table import ColumnGroup, Part
@@ -52,19 +59,18 @@ def scan_unit(plan: Plan, unit: Unit, options: Options, on_bytes: Callable[[int]
 def add_rows(
     part: Part, run: Run, pair: Pair, found: Measured, options: Options, floors: SampledFloors
 ) -> None:
-    where = _where(run, pair)
-    facts = _facts(pair, found)
+    where, along = _where(run, pair), cache(found.columns)
+    facts = _facts(pair, found.sums, along)
     part.facts.append(where | facts)
     if facts["unchanged"] or pair.base.is_vector:
         return
-    dtypes = {
-        "floor_delta_direction": floors.of(pair),
-        "dtype_base": pair.base.dtype,
-        "dtype_tuned": pair.dtype_tuned,
-    }
+    dtypes = {"dtype_base": pair.base.dtype, "dtype_tuned": pair.dtype_tuned}
+    rounding, (outputs, inputs) = floors.of(pair), pair.shape
     for axis in options.axes:
-        delta = found.columns(axis)
-        part.modules.append(where | {"axis": axis} | asdict(summarise(delta)) | dtypes)
+        delta, length = along(axis), inputs if axis == "output" else outputs
+        figures = asdict(summarise(delta, rounding.delta_direction))
+        figures |= asdict(by_chance(delta, length, rounding))
+        part.modules.append(where | {"axis": axis} | figures | dtypes)
         if axis in options.columns:
             part.columns.append(
                 ColumnGroup(
@@ -92,8 +98,8 @@ def _where(run: Run, pair: Pair) -> dict[str, Any]:
     }
 
 
-def _facts(pair: Pair, found: Measured) -> dict[str, Any]:
-    (a_out, _, c_out), (a_in, _, _) = found.sums.output, found.sums.input
+def _facts(pair: Pair, sums: Sums, along: Callable[[Axis], ColumnDelta]) -> dict[str, Any]:
+    (a_out, _, c_out), (a_in, _, _) = sums.output, sums.input
     base, change = float(a_out.sum()), float(c_out.sum())
     tuned = pair.tuned.adapted if isinstance(pair.tuned, OnOtherBase) else pair.tuned
     update = tuned.update if isinstance(tuned, Adapted) else None
@@ -109,7 +115,24 @@ def _facts(pair: Pair, found: Measured) -> dict[str, Any]:
         "zero_inputs": int(np.count_nonzero(a_in == 0)),
         "rank": update and update.rank,
         "scaling": update and update.scaling,
+        **nonfinite_facts(sums),
+        **_adapter_facts(pair, tuned, sums),
+        **({} if pair.base.is_vector else growth_facts(along(_axis(tuned)))),
     }
+
+
+def _adapter_facts(pair: Pair, tuned: Matrix | Adapted, sums: Sums) -> dict[str, Any]:
+    if not isinstance(tuned, Adapted):
+        return {}
+    update = tuned.update
+    factors = factor_facts(update, tuned.module)
+    return {"formula": update.formula} | factors | magnitude_facts(pair, sums)
+
+
+def _axis(tuned: Matrix | Adapted) -> Axis:
+    """Which columns have a magnitude of their own; outputs where none have."""
+    magnitude = tuned.magnitude if isinstance(tuned, Adapted) else None
+    return "output" if magnitude is None else magnitude.axis
 
 
 def _shape(pair: Pair) -> list[int]:

@@ -1,5 +1,6 @@
 """Does ΔM go with ΔD, and how sure is that? Functions of result tables alone, never of a tensor."""
 
+from wdecomp.stats.conclusions import FEWEST_LAYERS, Conclusion, conclusions
 from wdecomp.stats.finished import result_fits
 from wdecomp.stats.fits import (
     ESTIMATORS,
@@ -9,13 +10,18 @@ from wdecomp.stats.fits import (
     column_fits,
     module_fits,
 )
+from wdecomp.stats.null import null_points
 
 __all__ = [
     "ESTIMATORS",
+    "FEWEST_LAYERS",
     "FIT_COLUMNS",
     "GROUPINGS",
     "RESPONSES",
+    "Conclusion",
     "column_fits",
+    "conclusions",
     "module_fits",
+    "null_points",
     "result_fits",
 ]

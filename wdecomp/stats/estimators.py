@@ -34,15 +34,20 @@ class Estimate:
 class Sample:
     """Points (x, y) that vary in both; x·2^x_exponent and y·2^y_exponent are in table units.
 
-    `groups` is how many means were subtracted from each of x and y, 1 where none was (the line's
-    own intercept is that one); `n_effective` = n − (groups − 1) is what every interval counts with.
+    `code` is the group of each point, 0, 1, …, whose means were subtracted from x and y; None where
+    none were. `groups` is their number, or 1: the line's own intercept is a mean, too.
+    `n_effective` = n − (groups − 1) is what every interval counts with.
     """
 
     x: Floats
     y: Floats
     x_exponent: int
     y_exponent: int
-    groups: int = 1
+    code: Codes | None = None
+
+    @cached_property
+    def groups(self) -> int:
+        return 1 if self.code is None else int(self.code.max()) + 1
 
     @property
     def n_effective(self) -> int:
@@ -62,16 +67,17 @@ def sample(x: Floats, y: Floats, groups: Codes | None = None) -> Sample | None:
 
     That is: fewer than 3 points beyond those that the group means use up, or no variance.
     """
-    count = 1 if groups is None else len(np.unique(groups))
+    code = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = 1 if code is None else int(code.max(initial=0)) + 1
     if len(x) - (count - 1) < 3:
         return None
     x_scaled, x_exponent = _scaled(x)
     y_scaled, y_exponent = _scaled(y)
-    if groups is not None:
-        x_scaled, y_scaled = _demeaned(x_scaled, groups), _demeaned(y_scaled, groups)
+    if code is not None:
+        x_scaled, y_scaled = _demeaned(x_scaled, code), _demeaned(y_scaled, code)
     if _constant(x_scaled) or _constant(y_scaled):
         return None
-    return Sample(x_scaled, y_scaled, x_exponent, y_exponent, count)
+    return Sample(x_scaled, y_scaled, x_exponent, y_exponent, code)
 
 
 def pearson(points: Sample) -> Estimate:
@@ -136,8 +142,7 @@ def _scaled(values: Floats) -> tuple[Floats, int]:
     return np.ldexp(values, -exponent), exponent
 
 
-def _demeaned(values: Floats, groups: Codes) -> Floats:
-    _, code = np.unique(groups, return_inverse=True)
+def _demeaned(values: Floats, code: Codes) -> Floats:
     means = np.bincount(code, weights=values) / np.bincount(code)
     return values - means[code]
 

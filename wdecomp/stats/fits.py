@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pandas as pd
 
-from wdecomp.stats.bootstrap import NO_INTERVAL, Interval, cluster_intervals
+from wdecomp.stats.bootstrap import NO_INTERVAL, cluster_intervals
 from wdecomp.stats.estimators import (
     Codes,
     Estimate,
@@ -16,11 +16,12 @@ from wdecomp.stats.estimators import (
     sample,
     spearman,
 )
+from wdecomp.stats.theil_sen import theil_sen
 
 KEYS = ("run", "stack", "module", "axis")
 RESPONSES = ("delta_magnitude", "relative_delta_magnitude", "signed_delta_magnitude")
 GROUPINGS = ("pooled", "within_step", "within_layer", "per_column")
-ESTIMATORS = ("pearson", "spearman", "slope", "intercept")
+ESTIMATORS = ("pearson", "spearman", "slope", "theil_sen", "intercept")
 FIGURES = ("value", "low", "high", "n", "cluster_low", "cluster_high")
 FIT_COLUMNS = (*KEYS, "response", "grouping", "estimator", *FIGURES)
 
@@ -34,11 +35,14 @@ def module_fits(modules: pd.DataFrame) -> pd.DataFrame:
     - `pooled`: all points together, as the paper; ρ or r in [−1, 1], slope in weight units per ΔD
     - `within_step`, `within_layer`: each step's (layer's) means of x and y subtracted first;
       slope as from least squares with one dummy variable per step (layer); no intercept
+    `theil_sen` is the median of the slopes between two points, within groups of one group; beyond
+    499 points, of evenly spaced ones.
 
     `low`, `high` (95 %): Fisher z, tanh(atanh r ± 1.96/√(n−3)); Bonett–Wright for Spearman, with
-    (1+ρ²/2)/(n−3) for the variance; Student t for slope and intercept. All take the points as
-    independent, with one degree of freedom fewer for each group mean beyond the first.
-    `cluster_low`, `cluster_high` (95 %): whole layers resampled; for `pooled` of 3 or more layers.
+    (1+ρ²/2)/(n−3) for the variance; Student t for slope and intercept; Sen's for his slope. All
+    take the points as independent, with one degree of freedom fewer for each group mean beyond the
+    first. `cluster_low`, `cluster_high` (95 %) do not: whole layers are resampled, where there are
+    3 or more. What both cover: `wdecomp.stats.bootstrap.cluster_intervals`.
     Points without finite x and y are left out of `n`; below 3 points, or without variance, NaN.
     A null layer or step counts as one layer or step. Groups stand in order of first appearance.
 
@@ -46,8 +50,8 @@ def module_fits(modules: pd.DataFrame) -> pd.DataFrame:
     >>> others = {"relative_delta_magnitude": np.nan, "signed_delta_magnitude": np.nan}
     >>> keys = {"run": "r", "stack": "encoder", "module": "q", "axis": "output", "step": 10}
     >>> fits = module_fits(pd.DataFrame(keys | {"layer": [0, 1, 2]} | figures | others))
-    >>> fits.head(4).set_index("estimator")["value"].round(9).to_dict()
-    {'pearson': 1.0, 'spearman': 1.0, 'slope': 2.0, 'intercept': 1.0}
+    >>> fits.head(5).set_index("estimator")["value"].round(9).to_dict()
+    {'pearson': 1.0, 'spearman': 1.0, 'slope': 2.0, 'theil_sen': 2.0, 'intercept': 1.0}
     """
     groups = modules.groupby(list(KEYS), sort=False, dropna=False, observed=True)
     return _table([row for key, part in groups for row in _module_rows(key, part)])
@@ -71,7 +75,7 @@ def _column_rows(key: Row, points: pd.DataFrame) -> Iterator[Row]:
     with np.errstate(all="ignore"):
         relative = np.abs(signed) / _figures(points["magnitude_base"])
     for response, y in zip(RESPONSES, (np.abs(signed), relative, signed), strict=True):
-        for fit in _whole_fits(x, y, layers):
+        for fit in _fits(x, y, layers):
             yield (*key, response, "per_column", *fit)
 
 
@@ -83,33 +87,26 @@ def _module_rows(key: Row, part: pd.DataFrame) -> Iterator[Row]:
     )
     for response in RESPONSES:
         y = _figures(part[response])
-        for fit in _whole_fits(x, y, layers):
+        for fit in _fits(x, y, layers):
             yield (*key, response, "pooled", *fit)
         for grouping, groups in (("within_step", steps), ("within_layer", layers)):
-            for fit in _within_fits(x, y, groups):
+            for fit in _fits(x, y, layers, groups):
                 yield (*key, response, grouping, *fit)
 
 
-def _whole_fits(x: Floats, y: Floats, layers: Codes) -> list[Row]:
+def _fits(x: Floats, y: Floats, layers: Codes, groups: Codes | None = None) -> list[Row]:
     usable = np.isfinite(x) & np.isfinite(y)
+    # Where means were subtracted, the intercept is zero by construction.
+    names = ESTIMATORS if groups is None else ESTIMATORS[:-1]
     with np.errstate(all="ignore"):
-        points = sample(x[usable], y[usable])
-        clusters = {} if points is None else cluster_intervals(points, layers[usable])
-        return _rows(ESTIMATORS, points, int(usable.sum()), clusters)
-
-
-def _within_fits(x: Floats, y: Floats, groups: Codes) -> list[Row]:
-    usable = np.isfinite(x) & np.isfinite(y)
-    with np.errstate(all="ignore"):
-        points = sample(x[usable], y[usable], groups[usable])
-        # Means were subtracted: the intercept is zero by construction.
-        return _rows(ESTIMATORS[:-1], points, int(usable.sum()), {})
-
-
-def _rows(
-    names: tuple[str, ...], points: Sample | None, n: int, clusters: dict[str, Interval]
-) -> list[Row]:
-    found = {} if points is None else _estimates(points)
+        points = sample(x[usable], y[usable], None if groups is None else groups[usable])
+        found = {} if points is None else _estimates(points, names)
+        clusters = (
+            {}
+            if points is None
+            else cluster_intervals(points, layers[usable], found, own_groups=groups is layers)
+        )
+    n = int(usable.sum())
     return [
         (name, e.value, e.low, e.high, n, *clusters.get(name, NO_INTERVAL))
         for name in names
@@ -117,9 +114,10 @@ def _rows(
     ]
 
 
-def _estimates(points: Sample) -> dict[str, Estimate]:
-    values = (pearson(points), spearman(points), *line(points))
-    return dict(zip(ESTIMATORS, values, strict=True))
+def _estimates(points: Sample, names: tuple[str, ...]) -> dict[str, Estimate]:
+    slope, intercept = line(points)
+    values = (pearson(points), spearman(points), slope, theil_sen(points), intercept)
+    return dict(zip(names, values, strict=False))
 
 
 def _figures(column: "pd.Series[float]") -> Floats:

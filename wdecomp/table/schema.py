@@ -32,6 +32,9 @@ MODULES = pa.schema(
         ("signed_delta_magnitude", pa.float64()),
         ("relative_delta_magnitude", pa.float64()),
         ("growth_ratio", pa.float64()),
+        ("null_delta_magnitude", pa.float64()),  # of isotropic noise of the same ‖ΔW‖
+        ("null_delta_direction", pa.float64()),
+        ("floor_delta_magnitude", pa.float64()),  # of rounding to the stored dtype
         ("floor_delta_direction", pa.float64()),
         ("dtype_base", pa.string()),
         ("dtype_tuned", pa.string()),
@@ -52,6 +55,25 @@ FACTS = pa.schema(
         ("zero_inputs", pa.int64()),
         ("rank", pa.int64()),  # of an adapter's factors
         ("scaling", pa.float64()),
+        # For `wdecomp audit`; null where a tensor has no such thing.
+        ("nonfinite_base", pa.int64()),  # outputs that hold NaN or infinity in the base
+        ("nonfinite_tuned", pa.int64()),  # in the tuned weights alone
+        ("growth_mean", pa.float64()),  # of (m − m0)/m0 over the columns, signed, on the axis that
+        ("growth_spread", pa.float64()),  # has magnitudes, else output; standard deviation
+        ("formula", pa.string()),  # of an adapter's W'; null where whole weights are stored
+        ("norm_a", pa.float64()),  # ‖A‖ of LoRA's factors, Frobenius
+        ("norm_b", pa.float64()),  # ‖s·B‖
+        ("numerical_rank", pa.int64()),  # singular values of s·BA above 1e-6 of the largest
+        ("magnitude_dtype", pa.string()),  # DoRA's m
+        ("magnitude_axis", pa.string()),
+        ("magnitudes", pa.int64()),  # how many there are; the counts below are of them
+        ("magnitude_negative", pa.int64()),
+        ("magnitude_zero", pa.int64()),  # where the base has no zero column
+        ("magnitude_initial", pa.int64()),  # ‖W0‖ still, as far as float32 sums agree
+        ("magnitude_rounded", pa.int64()),  # no further from ‖W0‖ than rounding to 16 bits moves
+        ("magnitude_grid", pa.string()),  # to which: BF16 or F16
+        ("magnitude_correlation", pa.float64()),  # of m with ‖W0‖, Pearson
+        ("magnitude_misordered", pa.bool_()),  # q and k, in torchtune's order of rows
     ]
 )
 

@@ -1,8 +1,6 @@
-"""What one training is asked to be: flags over a TOML file over defaults, checked before any work.
+"""What one training is asked to be: flags over a TOML file over a recipe over defaults.
 
 method = "dora"
-targets = ["query", "value"]
-lr = 2e-4
 save-at = [0.5, 1.0, 100]  # a share of the steps with a decimal point, a step without
 """
 
@@ -11,12 +9,14 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 from wdecomp.errors import TrainingError, some
+from wdecomp.train.checks import expected, fits, plain, require_ranges
+from wdecomp.train.from_recipe import asked_recipe, defaults_of
 from wdecomp.train.layers import WITH_MAGNITUDE, Adapter
 from wdecomp.train.loop import Method
+from wdecomp.train.recipe import Recipe
 
 # For AdamW, where none is given: LoRA and DoRA as in the paper (1e-4 … 3e-4); what is left is
 # vectors, which VeRA (arXiv 2310.11454) trains ten times as fast and faster.
@@ -33,12 +33,6 @@ OF_ADAPTERS = (
     *("targets", "magnitude_targets", "rank", "alpha", "dropout", "rslora", "half_rank"),
     *("norm_gradient", "axis"),
 )
-LOWEST = {
-    **{"rank": 1, "steps": 1, "batch": 1, "accumulate": 1, "max_length": 2},
-    **{"dropout": 0, "warmup": 0, "weight_decay": 0, "seed": 0},
-}
-POSITIVE = ("alpha", "lr", "epochs", "clip")
-SEEDS = 2**32  # a step's own seed is some billion times as large, and has 64 bits
 
 
 @dataclass(frozen=True)
@@ -47,9 +41,9 @@ class Config:
 
     Attributes:
         method: "full", or what adapters train.
-        model: the base model's folder.
-        data: .txt, .jsonl or .json; see `wdecomp.train.data`.
-        out: the run's folder.
+        model: the base model's folder; "" in a dry run of a recipe's own shapes.
+        data: .txt, .jsonl or .json, see `wdecomp.train.data`; "" in a dry run without.
+        out: the run's folder; "" in a dry run.
         task: what is learnt from the data; "auto" tells it from the fields of the first row.
         targets: last names of the modules to adapt; none for the queries and values of attention.
         magnitude_targets: last names of the modules of which magnitudes alone are trained.
@@ -58,20 +52,27 @@ class Config:
         lr: AdamW's at its peak; None for the method's own.
         steps, epochs: how long; at most one of them, three epochs if neither.
         batch: rows in a batch.
-        accumulate, warmup, schedule, weight_decay, clip, seed: as in `Settings`.
+        warmup: steps until that peak, or a share of the steps (with a decimal point).
+        accumulate, schedule, weight_decay, clip, seed: as in `Settings`.
         max_length: tokens of a text; None for 256, or fewer if the model takes fewer.
+        recipe: NAME[:METHOD] whose settings stand below those of flags and file.
+        quantize: "nf4" trains adapters on a base in NF4, and stores what "full" has trained so.
+        precision: what a frozen base is held in; what is trained is always in float32.
+        device: "cpu", "cuda", "cuda:N" or "mps".
+        across: how the processes of a torchrun share the work, see `distributed.py`.
+        record_every: steps from one record of ΔM and ΔD to the next; None for no records.
         save_at: shares of the steps (with a decimal point) and steps; the last one always counts.
     """
 
     method: Method
-    model: str
-    data: str
-    out: str
+    model: str = ""
+    data: str = ""
+    out: str = ""
     task: Literal["auto", "pairs", "classify", "lm"] = "auto"
     targets: tuple[str, ...] = ()
     magnitude_targets: tuple[str, ...] = ()
     rank: int = 16
-    alpha: float = 32
+    alpha: float = 32.0
     dropout: float = 0.0
     rslora: bool = False
     half_rank: bool = False
@@ -82,48 +83,68 @@ class Config:
     epochs: float | None = None
     batch: int = 16
     accumulate: int = 1
-    warmup: int = 0
+    warmup: int | float = 0
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: float = 0.0
     clip: float | None = None
     seed: int = 0
     max_length: int | None = None
+    recipe: str | None = None
+    quantize: Literal["none", "nf4"] = "none"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+    across: Literal["ddp", "fsdp"] = "ddp"
+    record_every: int | None = None
     save_at: tuple[int | float, ...] = (0.25, 0.5, 0.75, 1.0)
 
 
-def read_config(flags: Mapping[str, Any], file: Path | None = None) -> Config:
-    """The training that flags ask for, and a file where no flag does.
+def read_config(flags: Mapping[str, Any], file: Path | None = None, dry: bool = False) -> Config:
+    """The training that flags ask for; a file where no flag does, and a recipe where neither does.
 
     Args:
         flags: fields of `Config` by name, those alone that were given.
         file: TOML; its paths are relative to the working directory, as the flags' are.
+        dry: for a dry run, which needs neither data nor a folder, nor a model beside a recipe.
 
     Raises:
-        TrainingError: the file is no flat table of these fields, one is missing, has another
-            type, is out of its range, or contradicts another.
+        TrainingError: the file is no flat table of these fields, the recipe is none, a field is
+            missing, has another type, is out of its range, or contradicts another.
     """
-    stored = {} if file is None else _read_file(file)
-    if {"steps", "epochs"} & set(flags):  # a flag for one stands for both
-        stored = {key: value for key, value in stored.items() if key not in ("steps", "epochs")}
-    given = stored | dict(flags)
+    given = _over(flags, {} if file is None else _read_file(file))
     kinds = {each.name: each.type for each in fields(Config)}
     for name, value in given.items():
-        if not _fits(value, kinds[name]):
+        if not fits(value, kinds[name]):
             where = f"{file}: {name}" if name not in flags else f"{name}:"
-            raise TrainingError(f"{where} is {value!r}, {_expected(kinds[name])} was expected.")
+            raise TrainingError(f"{where} is {value!r}, {expected(kinds[name])} was expected.")
+    require_ranges(given)
+    recipe = asked_recipe(given["recipe"], given) if "recipe" in given else None
+    if recipe is not None:
+        given = _over(given, defaults_of(recipe))
+    optional = ("data", "out", "model" if recipe else "") if dry else ()
     for name in ("method", "model", "data", "out"):
-        if name not in given:
-            raise TrainingError(
-                f"{name}: is not given, {_expected(kinds[name])} was expected. "
-                f"Name it with --{name} or in the file of --config."
-            )
-    plain: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in given.items()
-    }
-    config = Config(**plain)
-    _require_ranges(config)
+        if name not in given and name not in optional:
+            raise _missing(name, expected(kinds[name]), recipe)
+    config = Config(**{name: plain(value, kinds[name]) for name, value in given.items()})
     _require_sense(config)
     return config
+
+
+def _over(upper: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
+    """What either says, the upper one where both do; its steps or epochs stand for both."""
+    hidden = ("steps", "epochs") if {"steps", "epochs"} & set(upper) else ()
+    return {key: value for key, value in lower.items() if key not in hidden} | dict(upper)
+
+
+def _missing(name: str, kind: str, recipe: Recipe | None) -> TrainingError:
+    if name == "model" and recipe is not None:
+        return TrainingError(
+            f"model: the recipe's, {recipe.model}, is no folder here, and nothing is fetched. "
+            "Name the folder that has it with --model."
+        )
+    return TrainingError(
+        f"{name}: is not given, {kind} was expected. "
+        f"Name it with --{name} or in the file of --config."
+    )
 
 
 def adapters_of(config: Config, targets: Iterable[str]) -> dict[str, Adapter]:
@@ -151,6 +172,22 @@ def planned_steps(config: Config, rows: int) -> int:
         return config.steps
     batches = math.ceil(rows / config.batch)
     return math.ceil((config.epochs or EPOCHS) * batches / config.accumulate)
+
+
+def planned_warmup(config: Config, steps: int) -> int:
+    """The steps until the rate's peak: as many as were asked for, or a share of all.
+
+    Raises:
+        TrainingError: the share is above 1.
+    """
+    if isinstance(config.warmup, int):
+        return config.warmup
+    if config.warmup > 1:
+        raise TrainingError(
+            f"warmup: is {config.warmup}, at most 1.0 was expected. "
+            "With a decimal point it is a share of the steps, without one a number of them."
+        )
+    return round(config.warmup * steps)
 
 
 def saved_steps(config: Config, steps: int) -> tuple[int, ...]:
@@ -189,48 +226,16 @@ def _read_file(file: Path) -> dict[str, Any]:
     return found
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return value in arguments
-    if origin is tuple:
-        return isinstance(value, (list, tuple)) and all(_fits(v, arguments[0]) for v in value)
-    if arguments:
-        return any(_fits(value, each) for each in arguments)
-    return type(value) is kind or (kind is float and type(value) is int)
-
-
-def _expected(kind: Any) -> str:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return " or ".join(map(str, arguments))
-    if origin is tuple:
-        return f"a list, each {_expected(arguments[0])},"
-    if arguments:
-        return _expected(next(each for each in reversed(arguments) if each is not NoneType))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return words[kind]
-
-
-def _require_ranges(config: Config) -> None:
-    values = {name: v for name, v in vars(config).items() if type(v) in (int, float)}
-    for name, value in values.items():
-        if not math.isfinite(value) or value < LOWEST.get(name, -math.inf):
-            lowest = f"at least {LOWEST[name]}" if name in LOWEST else "a finite number"
-            raise TrainingError(f"{name}: is {value}, {lowest} was expected.")
-        if name in POSITIVE and value <= 0:
-            raise TrainingError(f"{name}: is {value}, more than 0 was expected.")
-    if config.dropout >= 1:
-        raise TrainingError(f"dropout: is {config.dropout}, less than 1 was expected.")
-    if config.seed >= SEEDS:
-        raise TrainingError(f"seed: is {config.seed}, less than {SEEDS} was expected.")
-
-
 def _require_sense(config: Config) -> None:
     """What contradicts itself. Adapters' options beside "full" do not: a file may serve several."""
     if config.steps is not None and config.epochs is not None:
         raise TrainingError("steps and epochs: are both given, one was expected. Leave one out.")
     if config.method == "full":
+        if config.precision != "float32":
+            raise TrainingError(
+                f"precision: is {config.precision} beside full, float32 was expected. "
+                "What is trained stays in float32: in fewer bits its steps would be lost."
+            )
         return
     if config.magnitude_targets and config.method not in WITH_MAGNITUDE:
         raise TrainingError(

@@ -4,30 +4,29 @@ The model is built on the meta device: its parameters have shapes and no numbers
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
 import transformers
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from wdecomp.errors import TrainingError
 from wdecomp.train.adapting import adapt, adapted_layers
+from wdecomp.train.config import Config, adapters_of
+from wdecomp.train.data import Task, read_dataset
 from wdecomp.train.export import quiet
-from wdecomp.train.kinds import kind_of
-from wdecomp.train.layers import AdaptedLayer, Adapter
+from wdecomp.train.from_recipe import asked_recipe
+from wdecomp.train.layers import Adapter
+from wdecomp.train.learner import LONGEST, common_targets
+from wdecomp.train.memory import Memory, matrix_shape, step_memory
 from wdecomp.train.recipe import Precision, Recipe
+from wdecomp.train.tasks import MODELS
 
-LINEAR = (nn.Linear, Conv1D)
-FLOAT32 = 4
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "nf4": 2.0}  # NF4's norms, embeddings
-# 4 bits; a byte for the scale of 64 weights; a float32 for the scale of 256 such bytes.
-NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 UNSTATED: Precision = "bfloat16"  # where a recipe has no precision
 TOKENS = 4096  # 16 sequences of 256
 # The end of the class that a config names → the transformers classes that may know it.
@@ -56,28 +55,6 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes that a training step holds, estimated.
-
-    Attributes:
-        weights: the base in its precision (NF4: its linear layers but the output head), adapters
-            and buffers in float32.
-        gradients, moments: one and two numbers for each that is trained.
-        backbone: what the model saves for the backward pass: for every token the outputs of its
-            linear layers, and twice the width of each norm.
-        adapters: what adapters save, in float32: the input of A, dropout's mask (a byte; on a CPU
-            up to four), the product with Aᵀ and, under a magnitude, the output (in the base's
-            precision where there is no A). Where all is trained, each input.
-    """
-
-    weights: int
-    gradients: int
-    moments: int
-    backbone: int
-    adapters: int
-
-
-@dataclass(frozen=True)
 class DryRun:
     """What a training would train, and its memory.
 
@@ -86,6 +63,7 @@ class DryRun:
         trainable, total: parameters, as PEFT counts them: `total` has the adapters in it.
         precision, tokens: what `memory` is estimated for; tokens are those of a micro-batch.
         memory: without what a step holds for a moment, and what an allocator loses.
+        new_head: whether a head is trained beside the adapters, which is not counted.
     """
 
     targets: tuple[Target, ...]
@@ -94,6 +72,7 @@ class DryRun:
     precision: Precision
     tokens: int
     memory: Memory
+    new_head: bool = False
 
     @property
     def percentage(self) -> float:
@@ -106,8 +85,11 @@ def dry_run(
     adapters: Mapping[str, Adapter],
     precision: Precision = UNSTATED,
     tokens: int = TOKENS,
+    beside: Precision = UNSTATED,
 ) -> DryRun:
     """What training these adapters (none: every parameter) would train; `model` is adapted.
+
+    The memory is that of `step_memory` for this precision, these tokens, and `beside` NF4.
 
     Raises:
         TrainingError: the adapters do not fit the model.
@@ -117,7 +99,7 @@ def dry_run(
         adapt(model, adapters)
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trainable, total = sum(n for n, trained in counts if trained), sum(n for n, _ in counts)
-    memory = _memory(model, precision, tokens)
+    memory = step_memory(model, precision, tokens, beside)
     return DryRun(_targets(model), trainable, total, precision, tokens, memory)
 
 
@@ -129,18 +111,47 @@ def dry_run_recipe(recipe: Recipe, folder: Path | None = None, tokens: int = TOK
     """
     source = folder or recipe.config
     if source is None:
-        raise TrainingError(
-            f"{recipe.name}: has no config, one that transformers knows was expected. "
-            "Name a local folder with a model."
-        )
+        raise _without_config(recipe)
     precision = recipe.precision or UNSTATED
     return dry_run(model_on_meta(source), recipe.adapters, precision, tokens)
 
 
-def model_on_meta(source: Mapping[str, Any] | Path) -> nn.Module:
+def dry_run_config(config: Config) -> DryRun:
+    """What `wdecomp train` would train: in the model of a folder, else in that of a recipe.
+
+    The task decides about the model's head: the one asked for or, if there is data, the data's.
+
+    Raises:
+        TrainingError: there is no such model, or what is asked for does not fit it.
+    """
+    task = read_dataset(Path(config.data), config.task).task if config.data else config.task
+    model: Any = model_on_meta(Path(config.model) if config.model else _shapes(config), task)
+    targets: Sequence[str] = ()
+    if config.method != "full":
+        targets = config.targets or common_targets(model)
+    positions = getattr(model.config, "max_position_embeddings", None) or LONGEST
+    length = config.max_length or min(LONGEST, positions)
+    tokens = config.batch * length * (2 if task == "pairs" else 1)
+    coded = config.quantize == "nf4" and config.method != "full"
+    precision: Precision = "nf4" if coded else config.precision
+    found = dry_run(model, adapters_of(config, targets), precision, tokens, config.precision)
+    return replace(found, new_head=task == "classify" and bool(found.targets))
+
+
+def _shapes(config: Config) -> dict[str, Any]:
+    recipe = asked_recipe(config.recipe or "", vars(config))
+    if recipe.config is None:
+        raise _without_config(recipe)
+    return recipe.config
+
+
+def model_on_meta(
+    source: Mapping[str, Any] | Path, task: Task | Literal["auto"] = "auto"
+) -> nn.Module:
     """A model without numbers, from its config or from the config.json in its folder.
 
-    Only transformers' own classes are built; code in the folder is never run.
+    Its head is the task's; for "auto" the one that the config names. Only transformers' own classes
+    are built; code in the folder is never run.
 
     Raises:
         TrainingError: there is no config, or transformers cannot build a model from it.
@@ -150,7 +161,7 @@ def model_on_meta(source: Mapping[str, Any] | Path) -> nn.Module:
         raise TrainingError(f"{where}: is not there, a model's config was expected.")
     try:
         with quiet(), torch.device("meta"):
-            return _built(_config(source))
+            return _built(_config(source), task)
     except Exception as error:  # noqa: BLE001 - numbers that do not fit fail anywhere in there
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise TrainingError(
@@ -170,8 +181,11 @@ def _config(source: Mapping[str, Any] | Path) -> Any:
     return known.for_model(kind, **values)
 
 
-def _built(config: Any) -> nn.Module:
-    """The model with the head that the config names, on the device of the context."""
+def _built(config: Any, task: Task | Literal["auto"]) -> nn.Module:
+    """The model with the head of a task, or that the config names, on the device of the context."""
+    if task != "auto":
+        for_task: nn.Module = MODELS[task].from_config(config, trust_remote_code=False)
+        return for_task
     named = (getattr(config, "architectures", None) or [""])[0]
     for name in next(found for end, found in HEADS.items() if named.endswith(end)):
         with suppress(ValueError):  # it is not one of its models
@@ -182,13 +196,20 @@ def _built(config: Any) -> nn.Module:
     raise ValueError(f"it has no {named or 'model'} of {config.model_type}")
 
 
+def _without_config(recipe: Recipe) -> TrainingError:
+    return TrainingError(
+        f"{recipe.name}: has no config, one that transformers knows was expected. "
+        "Name a local folder with a model."
+    )
+
+
 def _targets(model: nn.Module) -> tuple[Target, ...]:
     layers: Counter[tuple[str, str, int | None, int, int]] = Counter()
     trainable: Counter[tuple[str, str, int | None, int, int]] = Counter()
     for name, layer in adapted_layers(model).items():
         adapter = layer.adapter
         rank = None if adapter.method == "magnitude" else adapter.rank
-        key = (_last(name), adapter.method, rank, *_shape(layer.base))
+        key = (_last(name), adapter.method, rank, *matrix_shape(layer.base))
         layers[key] += 1
         trainable[key] += sum(p.numel() for p in layer.parameters() if p.requires_grad)
     return tuple(Target(*key, count, trainable[key]) for key, count in layers.items())
@@ -198,58 +219,6 @@ def _last(name: str) -> str:
     """The part of a module's name that tells its kind: "to_out.0" where the last is a number."""
     head, _, last = name.rpartition(".")
     return f"{head.rpartition('.')[2]}.{last}" if last.isdigit() else last
-
-
-def _shape(layer: nn.Module) -> tuple[int, int]:
-    outputs, inputs = kind_of("", layer).matrix(layer).shape
-    return outputs, inputs
-
-
-def _memory(model: nn.Module, precision: Precision, tokens: int) -> Memory:
-    each, adapters = BYTES[precision], adapted_layers(model)
-    linear = {n: layer for n, layer in model.named_modules() if isinstance(layer, LINEAR)}
-    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
-    packed = {id(layer.weight) for layer in linear.values() if layer is not head}
-    of_trained = FLOAT32 if adapters else each
-    weights = trained = 0.0
-    for p in model.parameters():
-        of_frozen = NF4 if precision == "nf4" and id(p) in packed else each
-        weights += p.numel() * (of_trained if p.requires_grad else of_frozen)
-        trained += p.numel() * of_trained * p.requires_grad
-    shared = next((v.projections for v in adapters.values() if v.projections is not None), None)
-    constants = [*model.buffers(), *((shared.a, shared.b) if shared else ())]
-    widths = [_width(m) for m in model.modules() if type(m).__name__.endswith("Norm")]
-    backbone = sum(_shape(layer)[0] for layer in linear.values()) + 2 * sum(widths)
-    inputs = {(name.rpartition(".")[0], _shape(layer)[1]) for name, layer in linear.items()}
-    saved = _saved(adapters, each) if adapters else each * sum(width for _, width in inputs)
-    return Memory(
-        weights=round(weights) + sum(constant.nbytes for constant in constants),
-        gradients=round(trained),
-        moments=2 * round(trained),
-        backbone=round(each * tokens * backbone),
-        adapters=round(tokens * saved),
-    )
-
-
-def _width(norm: nn.Module) -> int:
-    return max((p.numel() for p in norm.parameters()), default=0)
-
-
-def _saved(adapters: Mapping[str, AdaptedLayer], each: float) -> float:
-    """Bytes for each token that linear layers' adapters save."""
-    found, inputs = 0.0, {}
-    for name, layer in adapters.items():
-        adapter, (outputs, width) = layer.adapter, _shape(layer.base)
-        alone = adapter.method == "magnitude"
-        found += (each if alone else FLOAT32) * outputs if layer.magnitude is not None else 0
-        if not alone:
-            found += FLOAT32 * adapter.rank
-            # A copy in float32, and what dropout leaves, is each layer's own; else the input is
-            # that of all layers beside it.
-            own = each < FLOAT32 or adapter.dropout > 0
-            place = name if own else name.rpartition(".")[0]
-            inputs[place, width] = (FLOAT32 + (adapter.dropout > 0)) * width
-    return found + sum(inputs.values())
 
 
 def as_text(found: DryRun, paper_percent: float | None = None) -> str:
@@ -272,6 +241,7 @@ def as_text(found: DryRun, paper_percent: float | None = None) -> str:
         [
             table.to_string(index=False, formatters={"trainable": "{:,}".format}),
             f"\ntrainable {found.trainable:,} of {found.total:,}: {found.percentage:.4f} %{paper}",
+            *(["beside them a head is trained whole, which is not counted"] * found.new_head),
             f"\nmemory, estimated for {found.tokens:,} tokens in a micro-batch:",
             *(f"{size / 2**30:8.2f} GiB  {term}" for size, term in terms),
         ]

@@ -13,9 +13,9 @@ with A (rank, in), B (out, rank), s = alpha/rank, ‖·‖ the norm of each row,
 output feature, and m (out,). VeRA's A and B are random, frozen and shared by all layers; its
 vectors d (rank,) and b (out,) are trained. Training starts from W = W0, to the last bit.
 
-Two forms give the same numbers. The *activation* form adds the low-rank part to the outputs, the
-*folded* form adds it to the weight: that is cheaper once there are more tokens than half the
-inputs. Neither keeps anything of the weight's size for the backward pass.
+Two forms give the same numbers (`forms.py`). The *activation* form adds the low-rank part to the
+outputs, the *folded* form adds it to the weight, which is cheaper for many tokens. Neither keeps
+anything of the weight's size for the backward pass.
 """
 
 import math
@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wdecomp.train.forms import Activated, Folded, factored_norm, row_norm
 from wdecomp.train.kinds import kind_of
 from wdecomp.train.vera import Projections
 
@@ -33,7 +34,7 @@ AdapterMethod = Literal["lora", "dora", "vera", "dvora", "magnitude"]
 WITH_MAGNITUDE = ("dora", "dvora", "magnitude")
 SHARED = ("vera", "dvora")  # A and B
 D_INITIAL = 0.1  # every number of VeRA's d
-HIDDEN = 0.1  # of the bias: below that too few digits of m are left in the output
+FOLDING = 3  # outputs and inputs of all tokens, in weights, from which on folding is cheaper
 
 
 @dataclass(frozen=True)
@@ -130,15 +131,27 @@ class AdaptedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for an input x, as W in place of W0 would give it."""
-        if self.kept_weight is not None:
-            return self._with_bias(self.kind.through(x, self.kept_weight, self.base))
+        kept = self.kept_weight
+        if kept is not None:
+            if self.kind.folds:
+                return F.linear(x, kept, self.bias)
+            return self._with_bias(self.kind.through(x, kept, self.base))
         a, b = self.factors()
-        if a is not None and b is not None and self._folds(x):
-            return self._folded(x, a, b)
-        return self._activated(x, a, b)
+        if a is None or b is None or not self._has_forms(x):
+            return self._composed(x, a, b)
+        y: Tensor
+        drops = self.training and self.adapter.dropout > 0
+        if self._folds(x, drops):
+            y, norm = Folded.apply(x, a, b, self.magnitude, self)  # type: ignore[no-untyped-call]
+        else:
+            dropped = self.dropout(x) if drops else None
+            y, norm = Activated.apply(x, dropped, a, b, self.magnitude, self)  # type: ignore[no-untyped-call]
+        if self.keeps_norm:
+            self.kept_norm = norm
+        return y
 
-    def _activated(self, x: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
-        """Y = g z + bias,   z = x W0ᵀ + s (x Aᵀ) Bᵀ = x Vᵀ,   g = m/‖V‖."""
+    def _composed(self, x: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
+        """The activation form of any layer and dtype: Y = g (x W0ᵀ + s (x Aᵀ) Bᵀ) + bias."""
         gain = self._gain(a, b) if self.magnitude is not None else None
         if gain is not None and self.adapter.axis == "input":
             x = x * gain.to(x.dtype)
@@ -146,19 +159,12 @@ class AdaptedLayer(nn.Module):
         dtype = z.dtype
         if a is not None and b is not None:
             seen = self.dropout(x).to(a.dtype) if x.is_floating_point() else x
-            z = self._plus_product(z, self.kind.through(seen, a, self.base), b)
+            narrow = self.kind.through(seen, a, self.base)
+            product = self.kind.after(narrow, b)
+            z = torch.add(z.to(b.dtype), product, alpha=self.adapter.scaling)
         if gain is not None and self.adapter.axis == "output":
             z = z * self.kind.across(gain)
         return self._with_bias(z).to(dtype)
-
-    def _folded(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Y = x Wᵀ + bias, W formed for the moment."""
-        y: Tensor
-        bias = getattr(self.base, "bias", None)
-        y, norm = Folded.apply(x, a, b, self.magnitude, bias, self)  # type: ignore[no-untyped-call]
-        if self.keeps_norm:
-            self.kept_norm = norm
-        return y
 
     def factors(self) -> tuple[Tensor | None, Tensor | None]:
         """A (rank, in) and B (out, rank) of the product in V, or None and None."""
@@ -189,23 +195,31 @@ class AdaptedLayer(nn.Module):
         tensors = (self.lora_A, self.vera_lambda_b, self.magnitude)
         return next(tensor.dtype for tensor in tensors if tensor is not None)
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen layer's, (out,), if it has one."""
+        bias: Tensor | None = getattr(self.base, "bias", None)
+        return bias
+
     def extra_repr(self) -> str:
         """What print shows."""
         return f"{self.adapter.method}, rank={self.adapter.rank}, scaling={self.adapter.scaling:g}"
 
-    def _folds(self, x: Tensor) -> bool:
-        """Whether the folded form gives the same numbers, and is the cheaper one."""
-        adapter = self.adapter
-        same = (
+    def _has_forms(self, x: Tensor) -> bool:
+        """Whether the layer is a matrix product, in the dtype of all that is trained."""
+        return (
             self.kind.folds
             and x.dtype == self.dtype == self.wide  # in fewer bits W would lose the change
-            and not torch.is_autocast_enabled(x.device.type)
-            and not (self.training and adapter.dropout > 0)
-            and (self.magnitude is None or adapter.axis == "output")
+            and (x.is_meta or not torch.is_autocast_enabled(x.device.type))
+            and (self.magnitude is None or self.adapter.axis == "output")
         )
-        if adapter.form == "auto":
-            return same and x.numel() >= self.shape[1] ** 2 / 2
-        return same and adapter.form == "folded"
+
+    def _folds(self, x: Tensor, drops: bool) -> bool:
+        """Whether to add to the weight: dropout does not allow it, nor do few tokens want it."""
+        if self.adapter.form != "auto" or drops:
+            return self.adapter.form == "folded" and not drops
+        outputs, inputs = self.shape
+        return x.numel() * (outputs + inputs) >= FOLDING * outputs * inputs**2
 
     def _gain(self, a: Tensor | None, b: Tensor | None) -> Tensor:
         assert self.magnitude is not None
@@ -221,93 +235,23 @@ class AdaptedLayer(nn.Module):
 
     def _factored_norm(self, a: Tensor | None, b: Tensor | None) -> Tensor:
         """‖V‖ without V: ‖v_j‖² = ‖w_j‖² + Σ_r b_jr (2s W0Aᵀ + s² B AAᵀ)_jr."""
-        square = self.square
-        if a is not None and b is not None:
-            s = self.adapter.scaling
-            if self.adapter.axis == "input":
-                a, b = b.T, a.T
-            narrow: Tensor = Narrowed.apply(a, self)  # type: ignore[no-untyped-call]
-            square = square + ((2 * s * narrow + s**2 * (b @ (a @ a.T))) * b).sum(1)
-        return square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
+        if a is None or b is None:
+            return self.square.sqrt()
+        if self.adapter.axis == "input":
+            a, b = b.T, a.T
+        of_w0: Tensor = Narrowed.apply(a, self)  # type: ignore[no-untyped-call]
+        return factored_norm(self.square, of_w0, a, b, self.adapter.scaling)[0]
 
     def turned_base(self) -> Tensor:
         """W0 in float32, with the vectors that have a norm as rows."""
         return self._turned(self.kind.matrix(self.base)).to(self.wide)
 
-    def _plus_product(self, z: Tensor, narrow: Tensor, b: Tensor) -> Tensor:
-        """Z + s (x Aᵀ) Bᵀ."""
-        s = self.adapter.scaling
-        if not (self.kind.folds and z.dtype == narrow.dtype == b.dtype):
-            return z.to(b.dtype) + s * self.kind.after(narrow, b)
-        rows = z.view(-1, z.shape[-1])  # no second tensor of this size: z is nobody else's
-        return rows.addmm_(narrow.view(-1, len(b.T)), b.T, alpha=s).view(z.shape)
-
     def _with_bias(self, z: Tensor) -> Tensor:
-        bias = getattr(self.base, "bias", None)
-        return z if bias is None else z + self.kind.across(bias)
+        return z if self.bias is None else z + self.kind.across(self.bias)
 
     def _turned(self, matrix: Tensor) -> Tensor:
         """With the vectors that have a norm as rows, and back."""
         return matrix.T if self.adapter.axis == "input" else matrix
-
-
-class Folded(torch.autograd.Function):
-    """y = x Wᵀ + bias, W = (m/‖V‖) V, V = W0 + s·BA; returns y and ‖V‖.
-
-    With the gradient G = Σ_t ∂L/∂y_t x_tᵀ that W would have, which is never formed, and g = m/‖V‖,
-    every row has
-
-        ∂L/∂V = g G             Eq. (11), ‖V‖ taken for a constant
-        ∂L/∂V = g G − c V,      c = (G·W)/‖V‖²                  Eq. (6)
-        ∂L/∂m = (G·V)/‖V‖                                       Eq. (7)
-
-    and G·W = Σ_t ∂L/∂y_t (y_t − bias). From ∂L/∂V to A and B it is only products with `rank` rows
-    or columns. W is formed again in the backward pass: saved are x and y.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        a: Tensor,
-        b: Tensor,
-        m: Tensor | None,
-        bias: Tensor | None,
-        layer: AdaptedLayer,
-    ) -> tuple[Tensor, Tensor | None]:
-        """See the class."""
-        v, norm = layer.direction(a, b), None
-        if m is not None:
-            norm = row_norm(v) if layer.kept_norm is None else layer.kept_norm
-            v.mul_((m / norm).unsqueeze(1))
-            ctx.mark_non_differentiable(norm)
-        y = F.linear(x, v, bias)
-        ctx.save_for_backward(x, a, b, m, bias, norm, None if m is None else y)
-        ctx.layer = layer
-        return y, norm
-
-    @staticmethod
-    def backward(ctx: Any, gy: Tensor, _: Any) -> Any:
-        """See the class."""
-        x, a, b, m, bias, norm, y = ctx.saved_tensors
-        layer: AdaptedLayer = ctx.layer
-        s, shape = layer.adapter.scaling, x.shape
-        x, gy = x.reshape(-1, shape[-1]), gy.reshape(-1, gy.shape[-1])
-        v, dm, c, gain = layer.direction(a, b), None, None, None
-        if m is not None:
-            gain = (m / norm).unsqueeze(1)
-            gw, dm = _of_magnitude(gy, x, y.reshape(gy.shape), bias, m, norm, v)
-            if layer.adapter.norm_gradient == "exact":
-                c = (gw / norm.square()).unsqueeze(1)
-        da = ((gy @ (b if gain is None else gain * b)).T @ x).mul_(s)
-        db = (gy.T @ (x @ a.T)).mul_(s if gain is None else s * gain)
-        if c is not None:
-            da.addmm_((c * b).T, v, alpha=-s)
-            db.sub_(s * c * (v @ a.T))
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = (gy @ (v if gain is None else v.mul_(gain))).reshape(shape)
-        return dx, da, db, dm, None, None
 
 
 class Narrowed(torch.autograd.Function):
@@ -323,29 +267,3 @@ class Narrowed(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         """See the class."""
         return g.T @ ctx.layer.turned_base(), None
-
-
-def _of_magnitude(
-    gy: Tensor, x: Tensor, y: Tensor, bias: Tensor | None, m: Tensor, norm: Tensor, v: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(G·W, ∂L/∂m) of every row; where the bias hides m in y, G·V is summed from x instead."""
-    gw, hidden = torch.linalg.vecdot(gy, y, dim=0), m == 0
-    if bias is not None:
-        gw = gw - bias * gy.sum(0)
-        hidden |= m.abs() < HIDDEN * bias.abs()
-    dm = gw / m
-    if hidden.any():
-        rows = hidden.nonzero().squeeze(1)
-        dm[rows] = torch.linalg.vecdot(gy[:, rows], x @ v[rows].T, dim=0) / norm[rows]
-        gw[rows] = dm[rows] * m[rows]
-    return gw, dm
-
-
-def row_norm(weight: Tensor) -> Tensor:
-    """‖w‖₂ of each row, (out,), at least the root of the smallest positive number.
-
-    An all-zero row has no direction. Its m/‖V‖ would be 0/0; with the bound it is 1, and W is 0.
-    How the matrix lies in memory makes no difference, so that m/‖V‖ is 1 for V = W0.
-    """
-    norm: Tensor = torch.linalg.vector_norm(weight.contiguous(), dim=1)
-    return norm.clamp_min(math.sqrt(torch.finfo(weight.dtype).tiny))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from wdecomp.errors import TrainingError, some
@@ -32,7 +33,7 @@ class Learner:
     """A model and what goes with it.
 
     Attributes:
-        model: in float32 and in training mode.
+        model: in training mode, in the precision that was asked for; its heads in float32.
         tokenizer: of the same folder.
         heads: last names of modules that the base has not, and that are trained whole.
         pad: the token that fills up a batch.
@@ -54,8 +55,12 @@ class Learner:
             )
 
 
-def load_learner(folder: Path, dataset: Dataset, seed: int) -> Learner:
+def load_learner(
+    folder: Path, dataset: Dataset, seed: int, dtype: torch.dtype = torch.float32
+) -> Learner:
     """The model for a dataset's task and its tokenizer; a new head's numbers follow from the seed.
+
+    The base is loaded in `dtype`.
 
     Raises:
         TrainingError: one of them is not there, or the model has not all its numbers.
@@ -66,7 +71,7 @@ def load_learner(folder: Path, dataset: Dataset, seed: int) -> Learner:
         )
     with quiet():
         tokenizer = _tokenizer(folder)
-        model, lost = _model(folder, dataset, seed)
+        model, lost = _model(folder, dataset, seed, dtype)
     if model.config.is_encoder_decoder and dataset.task != "classify":
         raise TrainingError(
             f"{folder}: is an encoder with a decoder, a model with only one of them was expected "
@@ -77,7 +82,8 @@ def load_learner(folder: Path, dataset: Dataset, seed: int) -> Learner:
     _require_finite(folder, model)
     pad = _padding(folder, model, tokenizer, dataset)
     last = tuple(sorted({head.rpartition(".")[2] for head in heads}))
-    return Learner(model.float().train(), tokenizer, last, pad)
+    _widen(model, last)
+    return Learner(model.train(), tokenizer, last, pad)
 
 
 def text_length(learner: Learner, asked: int | None) -> int:
@@ -139,12 +145,12 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _model(folder: Path, dataset: Dataset, seed: int) -> tuple[Any, set[str]]:
+def _model(folder: Path, dataset: Dataset, seed: int, dtype: torch.dtype) -> tuple[Any, set[str]]:
     """The model, and the names of its parameters that the folder has no numbers for."""
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"torch_dtype": dtype}
     if dataset.task == "classify":
         names = dict(enumerate(dataset.labels))
-        more = {"num_labels": len(names), "id2label": names, "ignore_mismatched_sizes": True}
+        more |= {"num_labels": len(names), "id2label": names, "ignore_mismatched_sizes": True}
         more["label2id"] = {label: i for i, label in names.items()}
     torch.manual_seed(seed)
     try:
@@ -165,6 +171,19 @@ def _heads(model: PreTrainedModel, lost: set[str]) -> tuple[str, ...]:
     }
     poolers = {name.rpartition(".dense.")[0] for name in lost if place(name).module == "pooler"}
     return tuple(sorted(beside | (poolers - {""})))
+
+
+def _widen(model: PreTrainedModel, heads: tuple[str, ...]) -> None:
+    """Puts what is trained whole into float32, and what comes to it."""
+
+    def widened(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(x.float() if isinstance(x, Tensor) else x for x in inputs)
+
+    if model.dtype == torch.float32:
+        return
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in heads:
+            module.float().register_forward_pre_hook(widened)
 
 
 def _require_weights(folder: Path, lost: set[str], heads: tuple[str, ...]) -> None:

@@ -19,14 +19,17 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from wdecomp.errors import TrainingError
-from wdecomp.train.adapting import adapt, adapted_layers, norms_kept
+from wdecomp.train.adapting import norms_kept
 from wdecomp.train.distributed import Parallel, full, mean_over_processes, parallel, rank, whole
 from wdecomp.train.export import save_adapter, save_full
 from wdecomp.train.layers import Adapter, AdapterMethod
 from wdecomp.train.state import load_state, save_state
+from wdecomp.train.trainable import make_trainable
 
 Method = Literal["full", AdapterMethod]
 Batch = TypeVar("Batch")
+# Writes a whole model into a folder, with these tensors for its state_dict.
+Store = Callable[[PreTrainedModel, Path, dict[str, Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,11 @@ class Step:
     lr: float
 
 
+def without_tokenizer(model: PreTrainedModel, folder: Path, state: dict[str, Tensor]) -> None:
+    """The `Store` of a model that has no tokenizer."""
+    save_full(model, None, folder, state)
+
+
 def train(
     model: PreTrainedModel,
     batches: Iterable[Batch],
@@ -89,6 +97,7 @@ def train(
     out: Path,
     on_step: Callable[[Step], None] = lambda _: None,
     across: Parallel = "none",
+    store: Store = without_tokenizer,
 ) -> list[Step]:
     """Every step of the run; trains `model` in place and writes `out/checkpoint-N`.
 
@@ -105,13 +114,14 @@ def train(
         on_step: told of every step when it is done.
         across: how the processes of a torchrun share the work, see `distributed.py`; `batches` are
             then this process's, and the loss is the mean over all.
+        store: writes a checkpoint of "full"; called in the first process.
 
     Raises:
         TrainingError: the settings do not fit the model or the state in `out`, the batches end
             early, or the loss or its gradient is no longer finite.
     """
     torch.manual_seed(settings.seed)
-    _adapt(model, settings)
+    make_trainable(model, settings.method, settings.adapters, settings.modules_to_save)
     called = parallel(model, across)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
@@ -128,7 +138,7 @@ def train(
             bar.set_postfix(loss=f"{step.loss:.3f}", refresh=False)
             bar.update()
             if number in settings.save_steps:
-                _save(model, out / f"checkpoint-{number}", settings)
+                _save(model, out / f"checkpoint-{number}", settings, store)
                 rows = [vars(each) for each in done]
                 save_state(out, settings, rows, parameters, optimizer)
     return done
@@ -182,31 +192,6 @@ def lr_factor(step: int, settings: Settings) -> float:
     return 1 - over if settings.schedule == "linear" else 1.0
 
 
-def _adapt(model: PreTrainedModel, settings: Settings) -> None:
-    """Lets the parameters that are to be trained have gradients; puts adapters in, if any."""
-    if settings.method == "full":
-        model.requires_grad_(True)
-    else:
-        adapt(model, settings.adapters)
-        for name, module in model.named_modules():
-            if name.rpartition(".")[2] in settings.modules_to_save:
-                _require_saveable(name, module, settings)
-                module.requires_grad_(True)
-
-
-def _require_saveable(name: str, module: nn.Module, settings: Settings) -> None:
-    if adapted_layers(module):
-        raise TrainingError(
-            f"{name}: is both adapted and trained whole, one was expected. "
-            "Leave it out of the targets."
-        )
-    if any(adapter.axis == "input" for adapter in settings.adapters.values()):
-        raise TrainingError(
-            f"{name}: is trained whole beside magnitudes of inputs, those of outputs were "
-            'expected. No format holds both: use axis "output".'
-        )
-
-
 def _skip(source: Iterator[Batch], count: int) -> None:
     """Lets go of the batches that a run has seen before it was interrupted."""
     next(islice(source, count, count), None)
@@ -237,12 +222,12 @@ def _check_finite(step: int, loss: float, norm: float, settings: Settings) -> No
             )
 
 
-def _save(model: PreTrainedModel, folder: Path, settings: Settings) -> None:
+def _save(model: PreTrainedModel, folder: Path, settings: Settings, store: Store) -> None:
     """A checkpoint, by the first process, of what all of them have together."""
     if settings.method == "full":
         state = {name: full(tensor) for name, tensor in model.state_dict().items()}
         if rank() == 0:
-            save_full(model, None, folder, state)
+            store(model, folder, state)
         return
     with whole(model):
         if rank() == 0:

@@ -74,6 +74,12 @@ def recipe_names() -> list[str]:
     return sorted(file.stem for file in found if file.suffix == ".toml")
 
 
+def recipe_methods(name: str) -> dict[str, dict[str, Any]]:
+    """Every method of a bundled recipe, with its fields and those that all share."""
+    table = _parsed(*_text_of(name))
+    return {method: table | values for method, values in _variants(name, table).items()}
+
+
 def read_recipe(
     source: str | Path, method: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Recipe:
@@ -81,7 +87,7 @@ def read_recipe(
 
     Args:
         source: the name of a bundled recipe, or the path of a TOML file.
-        method: the name after `methods.` in the file; may be left out where there is but one.
+        method: the name after `methods.` in the file, or what one alone trains; None for the one.
         overrides: field → value, before what the file says.
 
     Raises:
@@ -164,9 +170,10 @@ def _variants(where: str, table: Mapping[str, Any]) -> dict[str, dict[str, Any]]
     return dict(found)
 
 
-def _chosen(where: str, variants: Mapping[str, Any], method: str | None) -> str:
-    if method is None and len(variants) == 1:
-        return next(iter(variants))
+def _chosen(where: str, variants: Mapping[str, dict[str, Any]], method: str | None) -> str:
+    alone = [name for name, values in variants.items() if method in (None, values.get("method"))]
+    if method not in variants and len(alone) == 1:
+        return alone[0]
     if method is None or method not in variants:
         said = "is not chosen" if method is None else f"is {method!r}"
         raise TrainingError(f"{where}: method {said}, one of {', '.join(variants)} was expected.")

@@ -1,0 +1,205 @@
+"""What the tables of a run allow to be concluded, and what not, in plain sentences."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from wdecomp.stats.bootstrap import Interval
+from wdecomp.stats.estimators import pearson, sample
+from wdecomp.stats.null import null_points
+
+KEYS = ["run", "stack", "module"]
+FIRST = "q"  # the module kind of the paper's Fig. 2
+FEWEST_LAYERS = 2  # below, there is no relation between layers to speak of
+FLOORED = 2.0  # times the floor
+SHRUNK = -0.9  # of ΔM: the mean of m − m0, so that nearly all columns became shorter
+ALIKE = 0.15  # standard deviation over layers of relative ΔM, of their mean
+NEAR = 1.25  # times the ΔM of random updates, or the inverse
+OF_NOTE = 0.2  # |r| from which a sign is worth a word
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What can be said of one run's module kind.
+
+    findings, in this order, of:
+        floor: rounding to the stored dtype explains ΔD; nothing else is said
+        scaled: nothing but rounding turned a column; nothing else is said
+        decay: the magnitudes shrink in proportion to their size, as weight decay makes them
+        few: the points admit no correlation
+        reversal: pooled and within-step correlation have opposite signs (Simpson's paradox)
+        rises, falls: the sign of the pooled correlation is settled by its interval
+        time: it is, but not within a step, so that growth in time alone may be its cause
+        open: it is not
+        null, held: ΔM is that of random updates of the same size, or smaller
+    text: the same as a sentence or two; ASCII.
+    """
+
+    run: str
+    stack: str
+    module: str
+    axis: str
+    findings: tuple[str, ...]
+    text: str
+
+
+def conclusions(
+    modules: pd.DataFrame, fits: pd.DataFrame, axis: str = "output"
+) -> list[Conclusion]:
+    """A conclusion per run and module kind of two layers or more, the queries' first.
+
+    Args:
+        modules: the table of matrices.
+        fits: statistics of the same rows.
+        axis: "output" or "input".
+    """
+    found = []
+    modules, fits = modules[modules["axis"] == axis], fits[fits["axis"] == axis]
+    fits_of = dict(list(fits.groupby(KEYS, sort=False)))
+    for key, rows in modules.groupby(KEYS, sort=False):
+        if rows["layer"].nunique() < FEWEST_LAYERS:
+            continue
+        findings, sentences = zip(*_Kind(rows, fits_of[key]).said(), strict=True)
+        where = dict(zip(KEYS, (str(part) for part in key), strict=True))
+        found.append(Conclusion(**where, axis=axis, findings=findings, text=" ".join(sentences)))
+    runs = list(dict.fromkeys(each.run for each in found))
+    return sorted(found, key=lambda each: (runs.index(each.run), each.module != FIRST))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """The rows of one run's module kind along one axis, and what they show."""
+
+    rows: pd.DataFrame
+    fits: pd.DataFrame
+
+    def said(self) -> Iterator[tuple[str, str]]:
+        """Findings, each with its sentence."""
+        if self._floored():
+            yield "floor", self._floor_text()
+            return
+        if self.last["growth_ratio"].isna().all():
+            yield "scaled", "No column turned: magnitudes alone changed, and dD is rounding."
+            return
+        decayed = self._decayed()
+        if decayed:
+            yield "decay", self._decay_text()
+        yield self._sign()
+        ratio = self._over_null()
+        if not decayed and ratio < NEAR:
+            finding = "null" if ratio > 1 / NEAR else "held"
+            yield finding, self._null_text(finding, ratio)
+
+    @cached_property
+    def last(self) -> pd.DataFrame:
+        """The rows of the last step."""
+        steps = self.rows["step"]
+        return self.rows[steps == steps.max()] if steps.notna().any() else self.rows
+
+    @property
+    def layers(self) -> str:
+        return f"{self.rows['layer'].nunique()} layers"
+
+    def _floored(self) -> bool:
+        floor, turned = self.last["floor_delta_direction"], self.last["delta_direction"]
+        return bool(((floor > 0) & (turned <= FLOORED * floor)).all())
+
+    def _floor_text(self) -> str:
+        dtype = " and ".join(sorted(self.last["dtype_tuned"].unique()))
+        turn, floor = self.last[["delta_direction", "floor_delta_direction"]].mean()
+        return (
+            f"dD ({turn:.2g}) is what rounding to {dtype} gives by itself ({floor:.2g}): "
+            "nothing can be concluded of training."
+        )
+
+    def _decayed(self) -> bool:
+        shrunk = self.last["signed_delta_magnitude"] <= SHRUNK * self.last["delta_magnitude"]
+        relative = self.last["relative_delta_magnitude"]
+        return bool(shrunk.all() and relative.std() <= ALIKE * relative.mean())
+
+    def _decay_text(self) -> str:
+        relative = 100 * self.last["relative_delta_magnitude"]
+        return (
+            f"All magnitudes shrink in proportion to their size ({relative.min():.3g} to "
+            f"{relative.max():.3g} % in every layer), as weight decay makes them: "
+            "this dM tells of decay, not of learning."
+        )
+
+    def _sign(self) -> tuple[str, str]:
+        pooled, within = self._correlation("pooled"), self._correlation("within_step")
+        if math.isnan(pooled.value):
+            return "few", f"{self.layers}, {len(self.rows)} points: no correlation can be had."
+        if pooled.opposite(within):
+            return "reversal", self._reversal_text(pooled, within)
+        if not pooled.settled:
+            return "open", f"r = {pooled}: {self.layers} leave its sign open."
+        word = "rises" if pooled.value > 0 else "falls"
+        relation = f"dM {word} with dD: r = {pooled}"
+        if within.settled or math.isnan(within.value):
+            return word, f"{relation}, a sign that {self.layers} settle."
+        return "time", (
+            f"{relation}, but within a step {within}: growth in time alone may be the cause; "
+            f"{self.layers} leave open what holds across layers."
+        )
+
+    def _reversal_text(self, pooled: "_Correlation", within: "_Correlation") -> str:
+        in_time = self._correlation("within_layer").value
+        why = ", because both grow in time" if in_time > 0 else ""
+        settled = {
+            (True, True): f"{self.layers} settle both",
+            (True, False): f"{self.layers} settle the first alone",
+            (False, True): f"{self.layers} settle the second alone",
+            (False, False): f"{self.layers} settle neither",
+        }[pooled.settled, within.settled]
+        return (
+            f"Pooled and within-step signs differ, r = {pooled} and {within} "
+            f"(Simpson's paradox{why}); {settled}."
+        )
+
+    def _correlation(self, grouping: str) -> "_Correlation":
+        fits = self.fits
+        rows = fits[
+            (fits["grouping"] == grouping)
+            & (fits["estimator"] == "pearson")
+            & (fits["response"] == "delta_magnitude")
+        ]
+        row = rows.iloc[0]
+        cluster = (float(row["cluster_low"]), float(row["cluster_high"]))
+        points = (float(row["low"]), float(row["high"]))
+        return _Correlation(float(row["value"]), points if math.isnan(cluster[0]) else cluster)
+
+    def _over_null(self) -> float:
+        null = float(self.last["null_delta_magnitude"].sum())
+        return float(self.last["delta_magnitude"].sum()) / null if null > 0 else math.nan
+
+    def _null_text(self, finding: str, ratio: float) -> str:
+        start = f"dM is {ratio:.2f} times that of random updates of the same size"
+        if finding == "held":
+            return f"{start}: something holds the magnitudes."
+        points = sample(*null_points(self.rows).to_numpy(np.float64).T)
+        theirs = "" if points is None else f", whose r would be {pearson(points).value:+.2f}"
+        return f"{start}{theirs}: in this no different from them."
+
+
+@dataclass(frozen=True)
+class _Correlation:
+    value: float
+    interval: Interval
+
+    @property
+    def settled(self) -> bool:
+        low, high = self.interval
+        return low > 0 or high < 0
+
+    def opposite(self, other: "_Correlation") -> bool:
+        """Whether both are of note, with unlike signs."""
+        low, high = sorted([self.value, other.value])
+        return low <= -OF_NOTE and high >= OF_NOTE
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:+.2f} [{low:+.2f},{high:+.2f}]"
