@@ -158,6 +158,8 @@ def factored_norm(
 
 def hidden_rows(m: Tensor, bias: Tensor | None) -> Tensor | None:
     """The outputs where m cannot be divided out, mostly none: it is zero, or the bias hides it."""
+    if m.is_meta:
+        return None
     hidden = m == 0 if bias is None else m.abs() <= HIDDEN * bias.abs()
     return hidden.nonzero().squeeze(1) if hidden.any() else None
 

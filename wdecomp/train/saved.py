@@ -72,7 +72,10 @@ def plain_layers(
     Args:
         model: changed in place.
         targets: ends of the layers' names, as for `adapt`.
-        method, rank, alpha, norm_gradient: see `wdecomp.train.Adapter`.
+        method: see `wdecomp.train.Adapter`, as for what follows.
+        rank: see there.
+        alpha: see there.
+        norm_gradient: see there.
 
     Raises:
         TrainingError: a name fits no linear layer.
