@@ -2,106 +2,57 @@
 
     python benchmarks/train.py [--rounds 11] [--only PART …]
 
-prints, from rounds that take turns, the median over rounds of the ratio to PEFT's LoRA in the same
-round (CPU time of the process; forward, backward and AdamW):
+prints medians over rounds in which all take turns, of ratios within a round (CPU time of the
+process):
 
-    steps     of a sentence encoder (22 M parameters) and of two layers of a small Llama, at several
-              numbers of tokens in a batch, without dropout and with
-    memory    the most that one step holds at a time, as torch's profiler counts it
-    eval      one layer without gradients, beside the layer that it adapts
+    steps      forward, backward and AdamW of a sentence encoder (22 M parameters) and of two layers
+               of a small Llama, at several numbers of tokens in a batch, without dropout and with
+    quantized  the same of the Llama on a base in NF4, that PEFT's layers decode as ours do
+    eval       one layer without gradients, beside the layer that it adapts
+    live       ΔM and ΔD of all adapted modules of the encoder every 10 steps: their share of a run
+    memory     the most that one step holds at a time, as torch's profiler counts it
+    saved      what the backward pass keeps with the norm detached and not, beside section 4.3
 """
 
 import argparse
-import copy
-import time
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModel, LlamaConfig, LlamaModel
+from train_memory import memory, saved
+from train_models import (
+    ENCODER,
+    LLAMA,
+    Seconds,
+    Step,
+    cpu_seconds,
+    encoder,
+    in_turns,
+    llama,
+    ours,
+    pefts,
+    ratio,
+    step_of,
+    steps_of,
+)
 
 from wdecomp.demo.encoder import packaged_model
-from wdecomp.train import Adapter, adapt, weights_kept
+from wdecomp.train import Recorder, weights_kept
+from wdecomp.train.nf4_base import quantize_linears
 
-RANK, ALPHA = 16, 32
-ENCODER = ("query", "key", "value", "dense")
-LLAMA = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")  # the paper's
-Step = Callable[[], object]
-
-
-def encoder() -> nn.Module:
-    """All-MiniLM-L6-v2."""
-    return AutoModel.from_pretrained(packaged_model(), add_pooling_layer=False).train()
-
-
-def llama() -> nn.Module:
-    """Two layers, as wide as a model of 0.5 B parameters."""
-    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16}
-    return LlamaModel(LlamaConfig(vocab_size=1000, num_hidden_layers=2, **sizes)).train()
-
-
-def without_dropout(model: nn.Module) -> nn.Module:
-    """Of its own: what is compared is the adapters."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
-
-
-def ours(model: nn.Module, targets: tuple[str, ...], **options: Any) -> nn.Module:
-    """A copy with our layers."""
-    adapted = copy.deepcopy(model)
-    adapt(adapted, {target: Adapter(rank=RANK, alpha=ALPHA, **options) for target in targets})
-    return adapted
-
-
-def pefts(model: nn.Module, targets: tuple[str, ...], **options: Any) -> nn.Module:
-    """A copy with PEFT's."""
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(targets), **options)
-    return get_peft_model(copy.deepcopy(model), config)
-
-
-def step_of(model: nn.Module, ids: Tensor) -> Step:
-    """Forward, backward, AdamW."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-
-    def step() -> None:
-        model(input_ids=ids).last_hidden_state.square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def cpu_seconds(work: Step) -> float:
-    """Of this process."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def ratios(rounds: int, first: str, works: dict[str, Step]) -> dict[str, float]:
-    """To the first one, the median over rounds in which all took turns; one before is dropped."""
-    taken = [{name: cpu_seconds(work) for name, work in works.items()} for _ in range(rounds + 1)]
-    return {
-        name: float(np.median([each[name] / each[first] for each in taken[1:]])) for name in works
-    }
+TOKENS = (256, 1024, 2048)
+EVERY = 10  # steps between two recordings
 
 
 def steps(rounds: int) -> None:
     """Whole training steps."""
-    shapes = {
-        "encoder": (encoder, ENCODER, 128, (256, 1024, 2048)),
-        "llama": (llama, LLAMA, 256, (256, 1024, 2048)),
-    }
-    for name, (make, targets, length, sizes) in shapes.items():
+    shapes = {"encoder": (encoder, ENCODER, 128), "llama": (llama, LLAMA, 256)}
+    for name, (make, targets, length) in shapes.items():
         torch.manual_seed(0)
-        model = without_dropout(make())
-        for tokens in sizes:
+        model = make()
+        for tokens in TOKENS:
             ids = torch.randint(0, 1000, (tokens // length, length))
             for dropout in (0.0, 0.05):
                 models = {
@@ -109,50 +60,41 @@ def steps(rounds: int) -> None:
                     "PEFT DoRA": pefts(model, targets, lora_dropout=dropout, use_dora=True),
                     "LoRA": ours(model, targets, method="lora", dropout=dropout),
                     "DoRA": ours(model, targets, method="dora", dropout=dropout),
+                    "DoRA exact": ours(
+                        model, targets, method="dora", dropout=dropout, norm_gradient="exact"
+                    ),
                 }
-                if not dropout:
-                    models["DoRA exact"] = ours(
-                        model, targets, method="dora", norm_gradient="exact"
-                    )
-                works = {key: step_of(each, ids) for key, each in models.items()}
-                found = ratios(rounds, "PEFT LoRA", works)
-                print(
-                    f"  {name:<8} {tokens:>5} tokens, dropout {dropout:<4}",
-                    "  ".join(f"{key} {ratio:.2f}" for key, ratio in found.items()),
-                    f"  PEFT DoRA/DoRA {found['PEFT DoRA'] / found['DoRA']:.2f}",
-                    flush=True,
-                )
+                taken = in_turns(rounds, steps_of(models, ids))
+                show(f"{name:<8} {tokens:>5} tokens, dropout {dropout:<4}", taken, "PEFT LoRA")
 
 
-def peak_bytes(work: Step) -> int:
-    """The most that tensors held at a time beyond what was there before."""
-    work()
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
-        work()
-    held = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
+def show(what: str, taken: Seconds, first: str) -> None:
+    """Ratios to the first work, and those that have a bound of their own."""
+    found = [f"{name} {ratio(taken, name, first):.3f}" for name in taken if name != first]
+    pefts_dora = next(name for name in taken if name.startswith("PEFT") and name.endswith("DoRA"))
+    dora = pefts_dora.removeprefix("PEFT ")
+    own = [
+        f"{pefts_dora}/{dora} {ratio(taken, pefts_dora, dora):.3f}",
+        f"exact/detached {ratio(taken, f'{dora} exact', dora):.3f}",
+    ]
+    print(f"  {what}  of {first}: {'  '.join(found)}    {'  '.join(own)}", flush=True)
 
 
-def memory(_: int) -> None:
-    """Of forward and backward pass."""
+def quantized(rounds: int) -> None:
+    """Training steps on a base in NF4."""
     torch.manual_seed(0)
-    model, ids = without_dropout(llama()), torch.randint(0, 1000, (4, 256))
+    model = llama()
+    quantize_linears(model, LLAMA)
     models = {
-        "PEFT LoRA": pefts(model, LLAMA),
-        "PEFT DoRA": pefts(model, LLAMA, use_dora=True),
-        "LoRA": ours(model, LLAMA, method="lora"),
-        "DoRA": ours(model, LLAMA, method="dora"),
-        "DoRA exact": ours(model, LLAMA, method="dora", norm_gradient="exact"),
+        "PEFT QLoRA": pefts(model, LLAMA),
+        "PEFT QDoRA": pefts(model, LLAMA, use_dora=True),
+        "QLoRA": ours(model, LLAMA, method="lora"),
+        "QDoRA": ours(model, LLAMA, method="dora"),
+        "QDoRA exact": ours(model, LLAMA, method="dora", norm_gradient="exact"),
     }
-    found = {key: peak_bytes(step_of(each, ids)) for key, each in models.items()}
-    for key, nbytes in found.items():
-        print(f"  {key:<10} {nbytes / 2**20:7.1f} MiB  {nbytes / found['PEFT LoRA']:.2f}")
+    for tokens in TOKENS[:2]:
+        ids = torch.randint(0, 1000, (tokens // 256, 256))
+        show(f"llama    {tokens:>5} tokens", in_turns(rounds, steps_of(models, ids)), "PEFT QLoRA")
 
 
 def evaluation(rounds: int) -> None:
@@ -168,11 +110,36 @@ def evaluation(rounds: int) -> None:
 
         with weights_kept(adapted):
             works = {"base": repeated(block["q"]), "DoRA": repeated(adapted["q"])}
-            found = ratios(rounds, "base", works)
-        print(f"  {tokens:>5} tokens: DoRA {found['DoRA']:.2f} of the base layer")
+            taken = in_turns(rounds, works)
+        print(f"  {tokens:>5} tokens: DoRA {ratio(taken, 'DoRA', 'base'):.3f} of the base layer")
 
 
-PARTS = {"steps": steps, "memory": memory, "eval": evaluation}
+def live(rounds: int) -> None:
+    """Ten steps and a recording in turns, which is a run with its recordings."""
+    torch.manual_seed(0)
+    model, ids = ours(encoder(), ENCODER, method="dora"), torch.randint(0, 1000, (8, 128))
+    step, shares = step_of(model, ids), []
+    with TemporaryDirectory() as folder:
+        recorder = Recorder(Path(folder) / "live", packaged_model())
+        for number in range(1, rounds + 2):
+            trained = cpu_seconds(lambda: [step() for _ in range(EVERY)])
+            recorded = cpu_seconds(lambda n=number: recorder.record(model, n * EVERY))
+            shares.append(recorded / (trained + recorded))
+        recorder.finish()
+    print(
+        f"  encoder, {ids.numel()} tokens, every {EVERY} steps: {np.median(shares[1:]):.2%} of a "
+        f"run; {shares[0]:.2%} of its first {EVERY} steps, with the sums of the base"
+    )
+
+
+PARTS = {
+    "steps": steps,
+    "quantized": quantized,
+    "eval": evaluation,
+    "live": live,
+    "memory": memory,
+    "saved": saved,
+}
 
 
 def main() -> None:

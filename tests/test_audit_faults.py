@@ -232,7 +232,8 @@ def test_factors_padded_to_a_larger_rank_are_rank_deficient(tmp_path: Path) -> N
 
     def pad(tensors: dict[str, Tensor]) -> None:
         for key, t in tensors.items():
-            tensors[key] = torch.cat([t, t]) if "lora_A" in key else torch.cat([t / 2, t / 2], 1)
+            a, b = torch.cat([t, t / 3]), torch.cat([t / 2, 3 * t / 2], 1 % t.ndim)  # rounded, too
+            tensors[key] = a if "lora_A" in key else b
 
     edited(tmp_path / "lora" / ADAPTER, pad)
     _edit_config(tmp_path / "lora", r=4, lora_alpha=16)

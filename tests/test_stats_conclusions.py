@@ -161,7 +161,10 @@ def test_rounding_is_all_that_is_said_of_rounding() -> None:
     assert "what rounding to BF16 gives by itself" in found.text
     unknown = the_table(points, floor_delta_direction=np.nan)
     assert "floor" not in the_one(unknown).findings
-    assert the_one(the_table(points, growth_ratio=np.nan)).findings == ("scaled",)
+    unturned = {"delta_direction": 0.0, "growth_ratio": np.nan}
+    for floor in (0.0, 1e-16):
+        scaled = the_table(points, floor_delta_direction=floor, **unturned)
+        assert the_one(scaled).findings == ("floor" if floor else "scaled",)
 
 
 def test_runs_keep_their_order_and_queries_come_first() -> None:

@@ -233,13 +233,16 @@ OUTPUTS, INPUTS = 4096, 2752
 MOST_MB = 24  # the matrix has 23 in BF16, and 45 in float32
 
 
-def test_a_wide_matrix_is_verified_in_less_memory_than_it_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "f32"])
+def test_a_wide_matrix_is_verified_in_less_memory_than_it_has(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
     name = "model.layers.0.mlp.down_proj"
     random = torch.Generator().manual_seed(0)
     weight = torch.randn(8, INPUTS, generator=random).mul_(0.02).repeat(OUTPUTS // 8, 1)
     a = torch.randn(8, INPUTS, generator=random) * 0.01
     b = torch.randn(OUTPUTS, 8, generator=random) * 0.01
-    base = write_full(tmp_path / "base", {f"{name}.weight": weight.bfloat16()})
+    base = write_full(tmp_path / "base", {f"{name}.weight": weight.to(dtype)})
     adapter = write_adapter(tmp_path / "dora", {name: (a, b)}, {name: weight.norm(dim=1)})
     merge_by_wdecomp(base, adapter, tmp_path / "merged")
     tracemalloc.start()

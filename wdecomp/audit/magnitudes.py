@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from wdecomp.audit.finding import Finding, Rule
+from wdecomp.audit.finding import Finding, Rule, Severity
 from wdecomp.audit.seen import Seen, counted
 from wdecomp.dtypes import PRECISION
 
@@ -149,15 +149,12 @@ def zero_rows(seen: Seen) -> Iterator[Finding]:
     rows = seen.matrices[(zeros > 0) & seen.matrices["layer"].notna()]
     with_magnitude = rows[rows["magnitude_dtype"].notna()]
     if len(with_magnitude):
-        count = int(zeros[with_magnitude.index].sum())
-        message = (
-            f"{count} zero columns of the base in {len(with_magnitude)} matrices with magnitudes"
-        )
+        count, where = int(zeros[with_magnitude.index].sum()), len(with_magnitude)
         of_peft = "peft_type" in seen.config
-        yield seen.found(
-            ZERO_ROWS, "error" if of_peft else "warning",
-            message + (": 0/0 is NaN in PEFT" if of_peft else ""), with_magnitude, count=count,
-        )  # fmt: skip
+        message = f"{count} zero columns of the base in {where} matrices with magnitudes"
+        message += ": 0/0 is NaN in PEFT" if of_peft else ""
+        severity: Severity = "error" if of_peft else "warning"
+        yield seen.found(ZERO_ROWS, severity, message, with_magnitude, count=count)
     elif len(rows):
         count = int(zeros[rows.index].sum())
         message = f"{count} zero columns of the base in {len(rows)} matrices: NaN in PEFT's DoRA"

@@ -82,7 +82,8 @@ class Seen:
         """A finding of this run at this step."""
         names = rows if isinstance(rows, tuple) else tuple(rows["parameter"])
         steps = () if self.step is None else (self.step,)
-        return Finding(rule, severity, self.run, steps, message, _plain(evidence), names, self.path)
+        figures = {name: _plain(value) for name, value in evidence.items()}
+        return Finding(rule, severity, self.run, steps, message, figures, names, self.path)
 
 
 def seen_in(results: Results) -> Iterator[Seen]:
@@ -137,11 +138,8 @@ def _by_step(table: pd.DataFrame, columns: list[str]) -> Callable[[str, int | No
     return lambda run, step: parts.get((run, NO_STEP if step is None else step), plain[:0])
 
 
-def _plain(evidence: Mapping[str, Any]) -> dict[str, Evidence]:
-    """As Python's own numbers, floats to six digits."""
-    return {
-        key: value if isinstance(value, str) else
-        int(value) if float(value).is_integer() and not isinstance(value, float) else
-        float(f"{float(value):.6g}")
-        for key, value in evidence.items()
-    }  # fmt: skip
+def _plain(value: Evidence) -> Evidence:
+    """Python's own number, of a float six digits; text as it is."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    return value if isinstance(value, str) else int(value)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from wdecomp.charts.chart import Axis, Cells, Chart, Facet, Level, Mark, Scale
-from wdecomp.charts.style import BY_LAYER, FAINT, GREY
+from wdecomp.charts.style import BY_LAYER, FAINT, GREY, SQUARE
 from wdecomp.charts.traces import legend_entry, traces_of
 from wdecomp.charts.words import literal, power, short
 
@@ -33,7 +33,7 @@ def figure_of(chart: Chart) -> "Figure":
     """The chart as plotly's own object, checked by it; `spec_of` says what is in it."""
     from plotly.graph_objects import Figure
 
-    return Figure(spec_of(chart))
+    return Figure(spec_of(chart)).update_layout(template="none")
 
 
 def spec_of(chart: Chart) -> Spec:
@@ -120,7 +120,7 @@ def _axis(axis: Axis, name: str, seen: dict[tuple[str, Axis], str], bare: bool) 
         "tickcolor": OUTLINE,
         "exponentformat": "power",
         "automargin": True,
-        "nticks": 7,
+        "nticks": 4 if axis.log else 7,  # of a logarithmic axis, per decade 1, 2 and 5 at most
     }
     if first != name:
         look["matches"] = first
@@ -133,7 +133,8 @@ def _axis(axis: Axis, name: str, seen: dict[tuple[str, Axis], str], bare: bool) 
 
 
 def _head(facet: Facet, x: str, y: str) -> Spec:
-    heading = f"<b>{literal(short(facet.heading))}</b>"
+    square = f'<span style="color:{facet.colour}">{SQUARE}</span> ' if facet.colour else ""
+    heading = f"{square}<b>{literal(short(facet.heading))}</b>"
     place = {"xref": f"{x} domain", "yref": f"{y} domain", "x": 0, "y": 1}
     return {
         **place,
@@ -142,7 +143,6 @@ def _head(facet: Facet, x: str, y: str) -> Spec:
         "yanchor": "bottom",
         "align": "left",
         "showarrow": False,
-        "font": {"color": facet.colour} if facet.colour else {},
     }
 
 
@@ -173,7 +173,8 @@ def _look(chart: Chart, below: int) -> Spec:
 
 def _coloraxis(scale: Scale) -> Spec:
     step = 1 / (len(BY_LAYER) - 1)
-    title = {"text": literal(scale.title), "side": "right"}
+    side = "top" if len(scale.title) < 8 else "right"
+    title = {"text": literal(scale.title), "side": side}
     bar: Spec = {"title": title, "thickness": 12, "outlinewidth": 0, "exponentformat": "power"}
     low, high = scale.low, scale.high
     if scale.log:

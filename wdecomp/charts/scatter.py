@@ -15,6 +15,7 @@ from wdecomp.charts.table import RESPONSES, hover, keys, methods_of, numbers, se
 X_TITLE = "ΔD, mean 1 − cos"
 Y_TITLE = RESPONSES["delta_magnitude"]
 MOST_POINTS = 3000  # that a browser draws as shapes without a pause
+FEW = 60  # points of a panel; more are drawn smaller
 ALONG = 24  # points of a line or band, which bend where axes are logarithmic
 EXTRA = (
     *("null_delta_direction", "null_delta_magnitude"),
@@ -131,9 +132,10 @@ def scatter_chart(
         rows: name of the row → its panels.
         title: above all.
         shared: one pair of axes for all panels of a row; else each has its own.
-        scale: whether axes are logarithmic.
+        scale: whether axes are logarithmic; where each panel has its own, only if asked.
         most: points that are drawn in all; of more, evenly spaced ones are.
     """
+    scale = "linear" if scale == "auto" and not shared else scale
     everything = [panel for row in rows.values() for panel in row]
     every = -(-sum(len(panel.points) for panel in everything) // most)
     order = sequence(panel.points["step"] for panel in everything)
@@ -202,6 +204,7 @@ def _marks(
                 numbers(at_step, "layer"),
                 marker=order[step if known else None],
                 label=f"step {step}" if known else "final",
+                size=8 if len(drawn) <= FEW else 6,
                 hover=hover(at_step),
                 keys=keys(at_step),
             )

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context, rcParams
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis as MatplotlibAxis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from wdecomp.charts.chart import (
     Axis,
@@ -30,7 +30,7 @@ from wdecomp.charts.chart import (
     Scale,
 )
 from wdecomp.charts.files import commit_bytes
-from wdecomp.charts.style import BY_LAYER, GREY, MARKERS, RESOLUTION, at_scale
+from wdecomp.charts.style import BY_LAYER, GREY, MARKERS, RESOLUTION, SQUARE, at_scale
 from wdecomp.charts.words import power, printable, short
 from wdecomp.errors import ResultsError
 
@@ -107,6 +107,7 @@ def _figure(chart: Chart, most_cells: int) -> Figure:
     if chart.scale is not None:
         bar = figure.colorbar(ScalarMappable(_norm(chart.scale), MAP), ax=grid, aspect=40)
         bar.set_label(printable(chart.scale.title))
+        bar.ax.set_facecolor("none")
         low, high = chart.scale.low, chart.scale.high
         _ticks(bar.ax.yaxis, Axis("", low, high, chart.scale.log, whole=chart.scale.whole))
     _legend(figure, chart)
@@ -182,17 +183,27 @@ def _dress(axes: Axes, facet: Facet, same: bool) -> None:
     if same:
         axes.tick_params(labelleft=False, which="both")
     lines = [line for line in (short(facet.heading), printable(facet.remark)) if line]
-    heading = ": ".join(lines) if len("".join(lines)) <= LINE else "\n".join(lines)
-    axes.set_title(heading, loc="left", fontsize=9, color=facet.colour or rcParams["text.color"])
+    _head(axes, ": ".join(lines) if len("".join(lines)) <= LINE else "\n".join(lines), facet.colour)
+
+
+def _head(axes: Axes, heading: str, colour: str) -> None:
+    """The facet's heading; a square before it says which colour is the run's."""
+    above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    above |= {"fontsize": 9, "va": "bottom"}
+    if colour:
+        square = SQUARE + "\n " * heading.count("\n")
+        axes.annotate(square, (0, 1), (0, 3), color=colour, **above)
+    axes.annotate(heading, (0, 1), (11 if colour else 0, 3), **above)
 
 
 def _ticks(on: MatplotlibAxis, axis: Axis) -> None:
-    on.set_major_locator(MaxNLocator(5, integer=axis.whole))
+    on.set_major_locator(MaxNLocator(5, integer=axis.whole, steps=[1, 2, 5, 10]))
     on.set_major_formatter(lambda value, _: f"{value:.4g}".replace("-", "\N{MINUS SIGN}"))
     if axis.log:
         several = axis.high >= 100 * axis.low
         on.set_major_locator(LogLocator(subs=(1.0,) if several else (1.0, 2.0, 5.0), numticks=6))
         on.set_major_formatter(lambda value, _: power(value))
+        on.set_minor_locator(LogLocator(subs=(2.0, 5.0)) if several else NullLocator())
         on.set_minor_formatter(NullFormatter())
     if axis.ticks:
         on.set_ticks(range(len(axis.ticks)), [short(word, 18) for word in axis.ticks])

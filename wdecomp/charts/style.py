@@ -12,6 +12,7 @@ COLOURS = {
 }
 OTHER_COLOUR = "#808080"
 GREY = "#808080"
+SQUARE = "■"  # in the colour of a run, before its name
 FAINT = "rgba(128,128,128,0.25)"
 GROWN, SHRUNK = "#0072B2", "#D55E00"
 

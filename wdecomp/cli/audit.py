@@ -101,8 +101,11 @@ def _compared(
     alone = len(paths) == 1 and split_base(paths)[0] is not None
     base, tuned = (paths[0], (f"base={paths[0]}",)) if alone else split_base(paths)
     reasons = {} if alone else _refusals(base, tuned, options)
-    refused = [refusal(run.name, reasons[text], str(run.steps[-1][1])) for text in reasons
-               for run in parse_tuned(text)]  # fmt: skip
+    refused = [
+        refusal(run.name, reason, str(run.steps[-1][1]))
+        for text, reason in reasons.items()
+        for run in parse_tuned(text)
+    ]
     accepted = [text for text in tuned if text not in reasons]
     out = {"out": options.pop("out"), "columns": "none", "progress": not quiet}
     results = compare(base, *accepted, **options, **out) if accepted else None
@@ -111,7 +114,7 @@ def _compared(
     fits = base_fits(results) if results else []
     fits += [BaseFit(name, str(base), reason=reasons[t]) for t in reasons for name in _names(t)]
     for other in candidates:
-        fits += _fits(other, tuned, options | {"progress": not quiet})
+        fits += _fits(other, tuned, options | {"columns": "none", "progress": not quiet})
     return results, refused, fits
 
 

@@ -11,7 +11,13 @@ from wdecomp.cli.console import say
 @click.option(
     "-o", "--out", default="wdecomp-reproduction", show_default=True, help="Folder for all of it."
 )
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Times that everything is trained.",
+)
 @click.option(
     "--model",
     type=click.Path(path_type=Path),

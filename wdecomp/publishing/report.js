@@ -97,6 +97,7 @@ function choices(section) {
 async function main() {
   const sections = [...document.querySelectorAll("[data-figure]")];
   if (!sections.length || !("DecompressionStream" in window)) return;
+  await new Promise((painted) => requestAnimationFrame(() => setTimeout(painted)));
   const text = await unpacked("payload");
   const end = text.indexOf("\n");
   ({ figures, words } = JSON.parse(text.slice(0, end)));

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from wdecomp.names import place
 from wdecomp.train.adapting import adapted_layers
 from wdecomp.train.kinds import kind_of
 from wdecomp.train.layers import AdaptedLayer
@@ -14,6 +15,7 @@ from wdecomp.train.recipe import Precision
 
 LINEAR = (nn.Linear, Conv1D)
 FLOAT32 = 4
+HIDDEN = ("gate", "up")  # whose outputs an activation or a product keeps
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 # 4 bits; a byte for the scale of 64 weights; a float32 for the scale of 256 such bytes.
 NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8
@@ -31,7 +33,8 @@ class Memory:
             linear layers, and twice the width of each norm.
         adapters: what adapters save, in float32: the input of A, dropout's mask (a byte; on a CPU
             up to four), the product with Aᵀ and, under a magnitude, the output (in the base's
-            precision where there is no A). Where all is trained, each input.
+            precision where there is no A) that the backbone has not. Where all is trained, each
+            input.
     """
 
     weights: int
@@ -94,12 +97,15 @@ def _saved(adapters: Mapping[str, AdaptedLayer], each: float) -> float:
     for name, layer in adapters.items():
         adapter, (outputs, width) = layer.adapter, matrix_shape(layer.base)
         alone = adapter.method == "magnitude"
-        found += (each if alone else FLOAT32) * outputs if layer.magnitude is not None else 0
+        # A layer in one dtype keeps its own output, and so does what comes after a hidden one.
+        shared = not alone and each == FLOAT32 and place(f"{name}.weight").module in HIDDEN
+        if layer.magnitude is not None and not shared:
+            found += (each if alone else FLOAT32) * outputs
         if not alone:
             found += FLOAT32 * adapter.rank
             # A copy in float32, and what dropout leaves, is each layer's own; else the input is
             # that of all layers beside it.
             own = each < FLOAT32 or adapter.dropout > 0
-            place = name if own else name.rpartition(".")[0]
-            inputs[place, width] = (FLOAT32 + (adapter.dropout > 0)) * width
+            at = name if own else name.rpartition(".")[0]
+            inputs[at, width] = (FLOAT32 + (adapter.dropout > 0)) * width
     return found + sum(inputs.values())

@@ -19,10 +19,7 @@ LoRA and DoRA in BF16 and F16: 1.9·a); their root mean square over a tensor is 
 over one row, whose m/‖V‖ is off as a whole, below 2·a (1.1·a).
 """
 
-import numpy as np
-
-from wdecomp.checkpoint import Matrix, MatrixReader, Rectangle
-from wdecomp.dtypes import PRECISION, Array, widen
+from wdecomp.dtypes import PRECISION
 
 # In units of a: of a whole tensor and of a row the root mean square, of one weight its error.
 MOST_OF_TENSOR, MOST_OF_ROW, MOST_OF_WEIGHT = 1.0, 2.0, 4.0
@@ -31,8 +28,6 @@ PRODUCTS = {"BF16": 2.0**-7}  # v
 FINER_PRODUCTS = 2.0**-10
 STEPS = {"F16": 2.0**-25}  # t: float16's weights below 2^-14 are all that far apart
 FINER_STEPS = 2.0**-134  # bfloat16's
-SAMPLED_ROWS, SAMPLED_WIDTH = 8, 2048
-FLOAT32_BITS = {16: "BF16", 13: "F16"}  # zeros at the end of a float32 that such a number has
 
 
 def roundoff(dtype: str) -> float:
@@ -48,32 +43,3 @@ def products(dtype: str) -> float:
 def least(dtype: str) -> float:
     """The t of a dtype."""
     return STEPS.get(dtype, FINER_STEPS)
-
-
-def precision_of(matrix: Matrix) -> str:
-    """The coarsest dtype that holds some rows of a matrix: a merge in BF16 may be stored in F32."""
-    numbers = _sample(matrix)
-    if not numbers.any():
-        return matrix.dtype
-    narrow = numbers.astype(np.float32)
-    if not np.array_equal(narrow, numbers, equal_nan=True):
-        return "F64"
-    bits = narrow.view(np.uint32)
-    for zeros, dtype in FLOAT32_BITS.items():
-        if not (bits & (2**zeros - 1)).any():
-            return dtype
-    return "F32"
-
-
-def _sample(matrix: Matrix) -> Array:
-    """Some stored rows from all over a matrix."""
-    outputs, inputs = matrix.shape
-    rows, width = (inputs, outputs) if matrix.input_first else (outputs, inputs)
-    width = min(width, SAMPLED_WIDTH)
-    found = []
-    with MatrixReader(matrix, copied=True) as reader:
-        for row in np.unique(np.linspace(0, rows - 1, SAMPLED_ROWS).astype(int)):
-            stored = slice(int(row), int(row) + 1), slice(0, width)
-            at = Rectangle(*(reversed(stored) if matrix.input_first else stored))
-            found.append(widen(reader.read(at)).reshape(-1).copy())
-    return np.concatenate(found)

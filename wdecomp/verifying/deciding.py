@@ -16,7 +16,7 @@ with c, α and β by least squares. In units of the allowed error (see `sums`), 
 """
 
 from dataclasses import dataclass
-from math import isfinite, nan, sqrt
+from math import inf, isfinite, nan, sqrt
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from wdecomp.verifying.sums import ColumnSums, TensorSums
 
 # Of the factor c: what 16-bit magnitudes may shift it by, and errors of the weights that tell it.
 SHIFT, ERROR_OF_WEIGHTS = 0.1, 2.0
+EXPLAINED = 2.0  # times closer than W0 + ΔW must be what it is taken for
 UNTOLD = 0.5  # a factor that is known no better does not tell merged from not merged
 
 
@@ -64,8 +65,18 @@ def decide(columns: ColumnSums, tensor: TensorSums, has_magnitude: bool) -> Deci
         return Decision("too-small", error, nan, off)
     if near and abs(factor - 1) <= SHIFT + doubt:
         return Decision("merged", error, factor, off)
-    state, factor = _otherwise(columns, count, factor, has_magnitude)
+    most = inf if near else error / EXPLAINED
+    state, factor = _otherwise(columns, count, factor, has_magnitude, most)
     return Decision(state, error, factor, off)
+
+
+def _of_factor(factor: float) -> State:
+    return "merged-twice" if abs(factor - 2) <= SHIFT else "other-scaling"
+
+
+def _most(factor: float) -> float:
+    """The distance of a change that is in it c times: what is rounded grows with the change."""
+    return MOST_OF_TENSOR * max(1.0, abs(factor))
 
 
 def _seen_factor(tensor: TensorSums) -> tuple[float, float]:
@@ -76,33 +87,39 @@ def _seen_factor(tensor: TensorSums) -> tuple[float, float]:
     ε within ±1 unit, mostly ±½, and independent of x, shifts it by less than 2/√Σx².
     """
     if tensor.seen_xx == 0:
-        return nan, np.inf
+        return nan, inf
     return 1 + tensor.seen_ex / tensor.seen_xx, ERROR_OF_WEIGHTS / sqrt(tensor.seen_xx)
 
 
 def _otherwise(
-    sums: ColumnSums, count: float, seen: float, has_magnitude: bool
+    sums: ColumnSums, count: float, seen: float, has_magnitude: bool, most: float
 ) -> tuple[State, float]:
-    """The first of the descriptions that fits, and how often the change is in it."""
-    unmerged, plain = _distance(sums, count, 0.0), _distance(sums, count, 1.0)
-    if unmerged <= MOST_OF_TENSOR and not seen > UNTOLD:
+    """The first description that fits, and how often the change is in it.
+
+    Args:
+        sums: of each column.
+        count: of weights.
+        seen: how often the change is in those that show it.
+        has_magnitude: whether it is a DoRA.
+        most: distance that a description may leave.
+    """
+    if _distance(sums, count, 0.0) <= min(MOST_OF_TENSOR, most) and not seen > UNTOLD:
         return "not-merged", 0.0
-    if not has_magnitude:
-        factor = _ratio(sums.zy.sum(), sums.zz.sum())
-        fits = _distance(sums, count, factor) <= _most(factor)
-        return (_of_factor(factor) if fits else "unexplained"), factor
-    if plain <= MOST_OF_TENSOR:
+    if has_magnitude:
+        return _with_magnitude(sums, count, most)
+    factor = _ratio(sums.zy.sum(), sums.zz.sum())
+    fits = _distance(sums, count, factor) <= min(_most(factor), most)
+    return (_of_factor(factor) if fits else "unexplained"), factor
+
+
+def _with_magnitude(sums: ColumnSums, count: float, most: float) -> tuple[State, float]:
+    if _distance(sums, count, 1.0) <= min(MOST_OF_TENSOR, most):
         return "magnitude-ignored", 1.0
-    return _with_magnitude(sums, count)
-
-
-def _with_magnitude(sums: ColumnSums, count: float) -> tuple[State, float]:
-    factor = _factor_of_columns(sums)
-    again = 1 + _over(np.ones_like(sums.ww), _growth(sums))
+    factor, again = _factor_of_columns(sums), 1 + _over(np.ones_like(sums.ww), _growth(sums))
     twice, scaled = _distance_at_best(sums, count, again), _distance_at_best(sums, count, factor)
-    if twice <= min(scaled, _most(2.0)):
+    if twice <= min(scaled, _most(2.0), most):
         return "merged-twice", factor
-    if scaled > _most(factor):
+    if scaled > min(_most(factor), most):
         return "unexplained", factor
     return ("other-magnitude" if abs(factor - 1) <= SHIFT else _of_factor(factor)), factor
 
@@ -111,15 +128,6 @@ def _growth(sums: ColumnSums) -> Floats:
     """The g = m/‖W0 + D‖ of each column, as ΔW has it: x + w = g·(w + z)."""
     along = sums.wx + sums.zx + sums.ww + sums.wz
     return _over(along, sums.ww + 2 * sums.wz + sums.zz)
-
-
-def _of_factor(factor: float) -> State:
-    return "merged-twice" if abs(factor - 2) <= SHIFT else "other-scaling"
-
-
-def _most(factor: float) -> float:
-    """The error that a change which is in it c times may have: it grows with the change."""
-    return MOST_OF_TENSOR * max(1.0, abs(factor))
 
 
 def _distance(sums: ColumnSums, count: float, factor: float) -> float:
@@ -157,5 +165,5 @@ def _ratio(above: float, below: float) -> float:
 
 
 def _root(squares: float, count: float) -> float:
-    found = sqrt(max(squares, 0.0) / count) if isfinite(squares) else np.inf
+    found = sqrt(max(squares, 0.0) / count) if isfinite(squares) else inf
     return float(found)

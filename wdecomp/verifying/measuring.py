@@ -1,4 +1,4 @@
-"""One pass over base, adapter and merged checkpoint: the only module here that sees a tensor."""
+"""One pass over base, adapter and merged checkpoint: the only module here that reads a tensor."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,12 +10,14 @@ from wdecomp.adapter import Adapted, ChangeReader
 from wdecomp.checkpoint import BLOCK_BYTES, Matrix, MatrixReader, Rectangle
 from wdecomp.decomposition import Axis
 from wdecomp.dtypes import BITS, Array, widen
-from wdecomp.verifying.allowance import least, precision_of, roundoff
+from wdecomp.verifying.allowance import least, roundoff
 from wdecomp.verifying.lineup import Item
 from wdecomp.verifying.sums import Adding, ColumnSums, TensorSums
 
 OnBytes = Callable[[int], None]
 WIDE_BITS = 32  # of a decoded weight
+SAMPLED_ROWS, SAMPLED_WIDTH = 8, 2048
+FLOAT32_BITS = {16: "BF16", 13: "F16"}  # zeros at the end of a float32 that such a number has
 
 
 @dataclass(frozen=True)
@@ -133,3 +135,32 @@ def _differences(w0: Array, now: Array, item: Item, precision: str) -> Array:
     other_kind = ~np.isfinite(w0) & np.isfinite(now)
     off = (apart > allowed) | other_kind | damaged
     return np.array([off.sum(), (apart > 0).sum(), 0.0, np.square(apart).sum(), damaged.sum()])
+
+
+def precision_of(matrix: Matrix) -> str:
+    """The coarsest dtype that holds some rows of a matrix: a merge in BF16 may be stored in F32."""
+    numbers = _sample(matrix)
+    if not numbers.any():
+        return matrix.dtype
+    narrow = numbers.astype(np.float32)
+    if not np.array_equal(narrow, numbers, equal_nan=True):
+        return "F64"
+    bits = narrow.view(np.uint32)
+    for zeros, dtype in FLOAT32_BITS.items():
+        if not (bits & (2**zeros - 1)).any():
+            return dtype
+    return "F32"
+
+
+def _sample(matrix: Matrix) -> Array:
+    """Some stored rows from all over a matrix."""
+    outputs, inputs = matrix.shape
+    rows, width = (inputs, outputs) if matrix.input_first else (outputs, inputs)
+    width = min(width, SAMPLED_WIDTH)
+    found = []
+    with MatrixReader(matrix, copied=True) as reader:
+        for row in np.unique(np.linspace(0, rows - 1, SAMPLED_ROWS).astype(int)):
+            stored = slice(int(row), int(row) + 1), slice(0, width)
+            at = Rectangle(*(reversed(stored) if matrix.input_first else stored))
+            found.append(widen(reader.read(at)).reshape(-1).copy())
+    return np.concatenate(found)

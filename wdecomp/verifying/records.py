@@ -1,6 +1,6 @@
 """What is known of a merged checkpoint once its numbers have been gone through."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import nan, sqrt
 from typing import Literal
 
@@ -125,7 +125,7 @@ class Verification:
     tensors: tuple[Tensor, ...]
     findings: tuple[Finding, ...]
     candidates: tuple[Candidate, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def is_right(self) -> bool:

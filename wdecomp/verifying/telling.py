@@ -38,10 +38,14 @@ def as_json(found: Verification) -> dict[str, Any]:
         "is_base_plus_adapter": found.is_right,
         "counts": _counts(found),
         "findings": [asdict(finding) for finding in found.findings],
-        "tensors": [_plain(asdict(t)) for t in found.tensors if t.is_touched or not t.is_right],
+        "tensors": [_tensor(t) for t in found.tensors if t.is_touched or not t.is_right],
         "candidates": [_plain(asdict(candidate)) for candidate in found.candidates],
         "notes": list(found.notes),
     }
+
+
+def _tensor(tensor: Tensor) -> dict[str, Any]:
+    return _plain(asdict(tensor) | {"relative": tensor.relative, "lost": tensor.lost})
 
 
 def _verdict(found: Verification) -> str:

@@ -10,6 +10,7 @@ from wdecomp.verifying.records import Finding, Gone, State, Tensor, relative_of
 # How far 4-bit codes bring weights from where they were, as a share of ‖W0‖ (NF4: about 0.09).
 LEAST_OF_4_BITS, MOST_OF_4_BITS = 0.05, 0.15
 ALIKE = 0.02  # factors that are called the same
+SURE = 0.1  # how far a factor may be from 0 or 1 beside the difference of two bases
 
 Tensors = Sequence[Tensor]
 
@@ -140,7 +141,7 @@ def _without_explanation(tensors: Tensors) -> Iterator[Finding]:
     """Differences that no multiple of the change explains: of whole tensors, or of some columns."""
     unexplained = [tensor for tensor in tensors if tensor.state == "unexplained"]
     changed = [tensor for tensor in tensors if tensor.state == "changed"]
-    throughout = [t for t in unexplained if 2 * t.columns_off >= t.columns]
+    throughout = [t for t in unexplained if t.columns and 2 * t.columns_off >= t.columns]
     partly = [tensor for tensor in unexplained if tensor not in throughout]
     if throughout:
         yield _other_base(tensors, throughout, changed)
@@ -174,10 +175,20 @@ def _other_base(tensors: Tensors, unexplained: Tensors, changed: Tensors) -> Fin
     return Finding(
         "other-base",
         f"{len(unexplained)} tensors that the adapter changes{also} are off by {far:.2g} of |W0|, "
-        f"whatever the scaling{hint}: merged into another base, or not this adapter",
+        f"whatever the scaling{hint}: {_into(unexplained)}",
         "name the bases that it may have been merged into with --candidate-base",
         _names((*unexplained, *changed)),
     )
+
+
+def _into(unexplained: Tensors) -> str:
+    """What happened to the adapter on the way to another base, told from how much of it is there."""
+    factor = median(tensor.factor for tensor in unexplained)
+    if abs(factor - 1) <= SURE:
+        return "merged into another base"
+    if abs(factor) <= SURE:
+        return "of another base, without the adapter's change"
+    return "of another base, or not of this adapter"
 
 
 def _gone(lineup: Lineup) -> Iterator[Finding]:

@@ -52,15 +52,15 @@ def verify(
     Raises:
         WdecompError: a path is not what it must be, or the three are not of one model.
     """
-    open_, run = partial(_opened, allow_pickle), partial(_measured, workers, progress)
-    whole, tuned = open_(merged), open_(adapter)
-    lineup = line_up(open_(base), whole, tuned)
+    whole, tuned = _opened(merged, allow_pickle), _opened(adapter, allow_pickle)
+
+    def beside(path: str | Path) -> Lineup:
+        return line_up(_opened(path, allow_pickle), whole, tuned)
+
+    lineup, run = beside(base), partial(_measured, workers, progress)
     tensors = run(lineup)
     found = findings_of(lineup, tensors)
-    fits = [
-        _candidate(str(other), lambda at: line_up(open_(at), whole, tuned), run)
-        for other in candidates
-    ]
+    fits = [_candidate(str(path), beside, run) for path in candidates]
     here = Candidate(str(base), relative_of(tensors), not found)
     return Verification(
         str(merged),
@@ -74,7 +74,7 @@ def verify(
     )
 
 
-def _opened(allow_pickle: bool, path: str | Path) -> Checkpoint:
+def _opened(path: str | Path, allow_pickle: bool) -> Checkpoint:
     named = named_path(str(path))
     if not is_there(named):
         raise CheckpointError(f"{named}: there is no such file or folder.")
@@ -83,11 +83,11 @@ def _opened(allow_pickle: bool, path: str | Path) -> Checkpoint:
 
 def _candidate(
     path: str,
-    lined_up: Callable[[str], Lineup],
+    beside: Callable[[str], Lineup],
     run: Callable[[Lineup], tuple[Tensor, ...]],
 ) -> Candidate:
     try:
-        lineup = lined_up(path)
+        lineup = beside(path)
     except PairingError as error:
         return Candidate(path, nan, False, str(error))
     tensors = run(lineup)
