@@ -105,7 +105,8 @@ def test_no_name_is_markup_in_a_figure(name: str) -> None:
     for chart in (_chart(name), _heatmap(name)):
         figure = json.loads(figure_of(chart).to_json())
         for text in _shown_texts(figure):
-            own = re.sub(r"</?b>|<br>|<extra></extra>|&(?:amp|lt|gt|#34|#39);", "", text)
+            mark = r'<span style="color:#[0-9A-F]{6}">■</span>'
+            own = re.sub(rf"{mark}|</?b>|<br>|<extra></extra>|&(?:amp|lt|gt|#34|#39);", "", text)
             assert not set(own) & {"<", ">", "\x1b", "\u202e", "\n"}, text
         for trace in figure["data"]:
             assert "HYPERLINK" not in str(trace.get("hovertemplate"))

@@ -182,7 +182,7 @@ def _other_base(tensors: Tensors, unexplained: Tensors, changed: Tensors) -> Fin
 
 
 def _into(unexplained: Tensors) -> str:
-    """What happened to the adapter on the way to another base, told from how much of it is there."""
+    """What happened to the adapter on the way to another base, by how much of it is there."""
     factor = median(tensor.factor for tensor in unexplained)
     if abs(factor - 1) <= SURE:
         return "merged into another base"
