@@ -21,6 +21,7 @@ from synthetic_results import write_results
 
 from wdecomp.audit import findings
 from wdecomp.publishing import write_report
+from wdecomp.stats import conclusions
 from wdecomp.table import read_results
 
 MOST_BYTES, MOST_SECONDS = 2_500_000, 3.0
@@ -65,7 +66,7 @@ def main() -> int:
         write_results(results)
     start = time.perf_counter()
     read = read_results(results)
-    write_report(read, file, findings(read))
+    write_report(read, file, findings(read), conclusions(read.modules, read.fits))
     print(f"written in {time.perf_counter() - start:.1f} s, {file.stat().st_size:,} bytes")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:

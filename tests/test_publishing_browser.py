@@ -12,6 +12,7 @@ from synthetic_tables import small_results
 
 from wdecomp.audit import Finding, Rule
 from wdecomp.publishing import write_report
+from wdecomp.stats import Conclusion
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -20,13 +21,16 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
 EVIL = "<img src=x onerror=\"document.title='taken'\"><a href='http://host/x'>q</a>"
 FINDING = Finding(Rule("frozen", EVIL, EVIL), "error", EVIL, (), EVIL, {}, (EVIL,))
+CONCLUSION = Conclusion(EVIL, EVIL, EVIL, "output", ("rises",), EVIL)
 SECONDS = 120_000  # milliseconds: a busy machine is no error
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
-    write_report(small_results(folder / "results", EVIL), folder / "report.html", [FINDING], [EVIL])
+    write_report(
+        small_results(folder / "results", EVIL), folder / "report.html", [FINDING], [CONCLUSION]
+    )
     return folder / "report.html"
 
 

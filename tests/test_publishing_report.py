@@ -17,10 +17,12 @@ from synthetic_tables import small_results
 from wdecomp.audit import Finding, Rule
 from wdecomp.cli import commands
 from wdecomp.publishing.page import page
+from wdecomp.stats import Conclusion
 from wdecomp.table import Results
 
 EVIL = "<img src=x onerror=alert(1)><a href='http://host/x'>q</a>"
 RULE = Rule("frozen", "the magnitude <i>never</i> moved", "Train it.")
+CONCLUSION = Conclusion(EVIL, "decoder", "q", "output", ("rises",), "The slope is real.")
 FINDING = Finding(RULE, "error", EVIL, (10, 20), "all of 4 are", {"n": 4}, (EVIL,))
 
 
@@ -32,7 +34,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 @pytest.fixture(scope="module")
 def html(results: Results) -> str:
     run = results.run | {"base": results.run["base"] | {"path": "/home/someone/secret/a/base"}}
-    return page(_With(results.path, run=run), [FINDING], ["The slope is real."])
+    return page(_With(results.path, run=run), [FINDING], [CONCLUSION])
 
 
 class _Tags(HTMLParser):

@@ -21,10 +21,11 @@ def report(results: str, out: str, quiet: bool) -> None:
     """
     from wdecomp.audit import findings
     from wdecomp.publishing import write_report
+    from wdecomp.stats import conclusions
     from wdecomp.table import read_results
 
     read = read_results(results)
     file = Path(out)
-    write_report(read, file, findings(read))
+    write_report(read, file, findings(read), conclusions(read.modules, read.fits))
     if not quiet:
         say_aside(f"Wrote {out} ({file.stat().st_size / 1e6:.1f} MB).")

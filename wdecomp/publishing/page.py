@@ -19,6 +19,7 @@ from wdecomp.charts.interactive import CONFIG
 from wdecomp.publishing import sections
 from wdecomp.publishing.figures import SAID, drawn, variants
 from wdecomp.publishing.html import section, text
+from wdecomp.stats import Conclusion
 from wdecomp.table import Results
 
 
@@ -26,7 +27,7 @@ def write_report(
     results: Results,
     file: Path,
     findings: Sequence[Finding] = (),
-    conclusions: Sequence[str] = (),
+    conclusions: Sequence[Conclusion] = (),
 ) -> None:
     """Writes the page; the same results give the same file.
 
@@ -34,7 +35,7 @@ def write_report(
         results: of a comparison.
         file: its name.
         findings: what the audit has to say.
-        conclusions: what the statistics allow to be said, in sentences.
+        conclusions: what the statistics allow to be said.
 
     Raises:
         ResultsError: a table cannot be read, or the file cannot be written.
@@ -42,7 +43,7 @@ def write_report(
     commit_bytes(file, page(results, findings, conclusions).encode())
 
 
-def page(results: Results, findings: Sequence[Finding], conclusions: Sequence[str]) -> str:
+def page(results: Results, findings: Sequence[Finding], conclusions: Sequence[Conclusion]) -> str:
     """The page as text."""
     figures = drawn(results, variants(results))
     parts = [

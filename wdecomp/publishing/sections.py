@@ -10,8 +10,10 @@ import pandas as pd
 
 from wdecomp import report
 from wdecomp.audit import Finding
+from wdecomp.charts.table import kind_names
 from wdecomp.errors import some
 from wdecomp.publishing.html import paragraphs, table, text
+from wdecomp.stats import Conclusion
 from wdecomp.table import Results
 
 MOST_ROWS = 200  # of a table; `wdecomp export` has all
@@ -35,9 +37,14 @@ def lead(results: Results) -> str:
     )
 
 
-def said(conclusions: Sequence[str]) -> str:
-    """What the statistics allow to be said."""
-    return paragraphs(conclusions)
+def said(conclusions: Sequence[Conclusion]) -> str:
+    """What the statistics allow to be said of each run, a sentence or two per module kind."""
+    names = kind_names([(each.stack, each.module) for each in conclusions])
+    rows = [(each.run, name, each.text) for each, name in zip(conclusions, names, strict=True)]
+    axes = " and ".join(dict.fromkeys(each.axis for each in conclusions))
+    return table(
+        ["Run", "Module", "What the numbers allow"], rows, caption=f"Along the {axes} axis."
+    )
 
 
 def found(findings: Sequence[Finding]) -> str:

@@ -64,12 +64,14 @@ class Folded(torch.autograd.Function):
             da, db = (gy @ (column * b)).T @ x, (gy.T @ (x @ a.T)).mul_(column)
             if layer.adapter.norm_gradient == "exact":
                 c = (gw / norm.square()).unsqueeze(1)
-        v, dx = layer.direction(a, b), None
-        if c is not None:
-            da -= (c * b).T @ v
-            db -= (v @ a.T).mul_(c)
-        if ctx.needs_input_grad[0]:
-            dx = (gy @ (v if gain is None else v.mul_(gain.unsqueeze(1)))).view(shape)
+        dx = None
+        if c is not None or ctx.needs_input_grad[0]:
+            v = layer.direction(a, b)
+            if c is not None:
+                da -= (c * b).T @ v
+                db -= (v @ a.T).mul_(c)
+            if ctx.needs_input_grad[0]:
+                dx = (gy @ (v if gain is None else v.mul_(gain.unsqueeze(1)))).view(shape)
         return dx, da.mul_(s), db.mul_(s), dm, None
 
 
@@ -116,7 +118,6 @@ class Activated(torch.autograd.Function):
         seen, narrow, a, b, m, norm, gain, va, y, rows, z = ctx.saved_tensors
         layer: AdaptedLayer = ctx.layer
         s, shape = layer.adapter.scaling, seen.shape
-        w0 = layer.kind.matrix(layer.base)
         seen, h = seen.reshape(-1, shape[-1]), gy.reshape(-1, gy.shape[-1])
         dx, d_dropped, dm, c = None, None, None, None
         if m is not None:
@@ -126,6 +127,8 @@ class Activated(torch.autograd.Function):
                 c = (gw / norm.square()).unsqueeze(1)
         hb = h @ b
         da, db = hb.T @ seen, h.T @ narrow
+        if c is not None or ctx.needs_input_grad[0]:
+            w0 = layer.kind.matrix(layer.base)
         if c is not None:
             cb = (c * b).T
             da.sub_(cb @ w0).addmm_(cb @ b, a, alpha=-s)
