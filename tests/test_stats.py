@@ -244,8 +244,7 @@ def test_the_bootstrap_from_sums_and_shared_ranks_is_the_brute_force_one(outlier
     slope_unit = points.y_exponent - points.x_exponent
     exponents = np.array([0, 0, slope_unit, slope_unit, points.y_exponent])
     brute = np.ldexp(found, exponents[:, None])
-    slope, intercept = line_replicates(points, code, draws)
-    pearson = pearson_replicates(points.x, points.y, code, draws)
+    pearson, slope, intercept = line_replicates(points, code, draws)
     ranks = spearman_replicates(points, code, draws)
     middle = theil_sen_replicates(points, code, draws[:RESAMPLES_OF_PAIRS])
     fast = (pearson, ranks, slope, middle, intercept)
@@ -266,8 +265,8 @@ def test_within_groups_each_resample_has_its_own_means(grouping: str, by: str) -
     assert points is not None
     draws = cluster_draws(6)
     found = np.array(list(brute_force(points.x, points.y, code, draws[FEW], groups)))
-    slope, _ = line_replicates(points, code, draws, groups)
-    pearson = pearson_replicates(points.x, points.y, code, draws, groups)
+    pearson, slope, _ = line_replicates(points, code, draws, groups)
+    assert_array_equal(pearson_replicates(points.x, points.y, code, draws, groups), pearson)
     middle = theil_sen_replicates(points, code, draws[:RESAMPLES_OF_PAIRS])
     unit = points.y_exponent - points.x_exponent
     telling = abs(pearson) < 1 - 1e-9
@@ -326,8 +325,7 @@ def test_every_resample_draws_as_many_clusters_as_there_are_with_replacement() -
 def test_a_resample_of_one_layer_without_variance_is_left_out_and_no_other() -> None:
     points, code = kept(*xy(a_table(layers=3, steps=1))), np.arange(3)
     alone = (cluster_draws(3) > 0).sum(axis=1) == 1
-    slope, intercept = line_replicates(points, code, cluster_draws(3))
-    pearson = pearson_replicates(points.x, points.y, code, cluster_draws(3))
+    pearson, slope, intercept = line_replicates(points, code, cluster_draws(3))
     spearman = spearman_replicates(points, code, cluster_draws(3))
     for replicates in (pearson, spearman, slope, intercept):
         assert_array_equal(np.isnan(replicates), alone)

@@ -53,6 +53,7 @@ def the_table(points: Points, signed: float = 0.1, **columns: object) -> pd.Data
             "growth_ratio": 0.5,
             "null_delta_magnitude": grown / 4,
             "null_delta_direction": points.turned.ravel(),
+            "floor_delta_magnitude": 1e-16,
             "floor_delta_direction": 1e-16,
             "dtype_tuned": "F32",
         }
@@ -159,6 +160,8 @@ def test_rounding_is_all_that_is_said_of_rounding() -> None:
     found = the_one(floored.assign(dtype_tuned="BF16"))
     assert found.findings == ("floor",)
     assert "what rounding to BF16 gives by itself" in found.text
+    of_magnitudes = the_table(points, floor_delta_magnitude=0.9 * points.grown.ravel())
+    assert the_one(of_magnitudes).text.startswith("dM (0.0011) is what rounding to F32 gives")
     unknown = the_table(points, floor_delta_direction=np.nan)
     assert "floor" not in the_one(unknown).findings
     unturned = {"delta_direction": 0.0, "growth_ratio": np.nan}

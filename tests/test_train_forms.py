@@ -14,6 +14,7 @@ IN, OUT, RANK, ALPHA, TOKENS = 19, 13, 3, 7.0, 30
 GRADIENTS = pytest.mark.parametrize("norm_gradient", ["detached", "exact"])
 FORMS = pytest.mark.parametrize("form", ["activation", "folded"])
 BIAS = pytest.mark.parametrize("bias", [True, False])
+FEW_AND_MANY = pytest.mark.parametrize("tokens", [4, IN + 2])  # g is put on outputs, or on weights
 
 
 def moved(adapter: Adapter, bias: bool = True) -> AdaptedLayer:
@@ -39,10 +40,13 @@ def trained(layer: nn.Module) -> list[Tensor]:
 
 @BIAS
 @GRADIENTS
+@FEW_AND_MANY
 @pytest.mark.parametrize("method", ["lora", "dora", "dvora"])
-def test_gradients_under_dropout_are_autograds(method: Any, norm_gradient: Any, bias: bool) -> None:
+def test_gradients_under_dropout_are_autograds(
+    method: Any, tokens: int, norm_gradient: Any, bias: bool
+) -> None:
     adapter = Adapter(method, RANK, ALPHA, dropout=0.4, norm_gradient=norm_gradient)
-    layer, x = moved(adapter, bias), inputs(5, TOKENS)
+    layer, x = moved(adapter, bias), inputs(2, tokens)
     if method != "lora" and bias:
         layer.magnitude.data[3] = 1e-6  # which the bias hides in the output
     torch.manual_seed(3)
@@ -65,8 +69,11 @@ def test_gradients_under_dropout_are_autograds(method: Any, norm_gradient: Any, 
 
 
 @FORMS
+@FEW_AND_MANY
 @pytest.mark.parametrize("method", ["lora", "dora"])
-def test_the_exact_gradients_are_those_of_finite_differences(method: Any, form: Any) -> None:
+def test_the_exact_gradients_are_those_of_finite_differences(
+    method: Any, tokens: int, form: Any
+) -> None:
     layer = moved(Adapter(method, RANK, ALPHA, norm_gradient="exact", form=form))
     names = [name for name, p in layer.named_parameters() if p.requires_grad]
 
@@ -75,7 +82,7 @@ def test_the_exact_gradients_are_those_of_finite_differences(method: Any, form: 
         return y
 
     values = [layer.get_parameter(name) for name in names]
-    assert torch.autograd.gradcheck(run, (inputs(4), *values))
+    assert torch.autograd.gradcheck(run, (inputs(tokens), *values))
 
 
 @FORMS

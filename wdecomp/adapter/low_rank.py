@@ -12,7 +12,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from wdecomp.adapter.change import Index, Memory, fit, numbers
+from wdecomp.adapter.change import Index, fit, numbers
+from wdecomp.adapter.thin import ThinProduct
 from wdecomp.checkpoint import Matrix, PlainTensor
 from wdecomp.dtypes import Array
 
@@ -25,17 +26,13 @@ class Product:
     right: Array  # (r, inputs)
     needs_inputs: ClassVar[bool] = False
     needs_outputs: ClassVar[bool] = False
-    _memory: Memory = field(default_factory=Memory)
+    _thin: ThinProduct = field(default_factory=ThinProduct)
 
     def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
         """Laid out in memory as `w0` is, for the kernel."""
-        left, right = self.left[outputs], self.right[:, inputs]
-        turned = w0.strides[0] < w0.strides[1]
-        if turned:
-            left, right = right.T, left.T
-        shape, dtype = (left.shape[0], right.shape[1]), np.result_type(left, right)
-        product = np.matmul(left, right, out=self._memory.of(shape, dtype))
-        return product.T if turned else product
+        if w0.strides[0] < w0.strides[1]:
+            return self._thin.of(self.right.T, inputs, self.left.T, outputs).T
+        return self._thin.of(self.left, outputs, self.right, inputs)
 
 
 @dataclass(frozen=True)

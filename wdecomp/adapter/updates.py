@@ -135,7 +135,7 @@ class ChangeReader:
         if axis == "input":
             return np.repeat(_ratio(self._magnitude, self._input_norms), self._kernel)[at.inputs]
         if at.inputs == slice(0, self._base.shape[1]):
-            norms = np.sqrt(squares(base, change)["output"])
+            norms = np.sqrt(squares(base, change, "output"))
         else:
             norms = self._output_norms[at.outputs]
         return _ratio(self._magnitude[self._in_module(at.outputs)], norms)
@@ -216,7 +216,7 @@ def _total_squares(adapted: Adapted, base: Matrix, axis: Axis) -> Floats:
         for at in base.rectangles(base.shape, BLOCK_BYTES):
             block = reader.read(at)
             here = at.outputs if axis == "output" else at.inputs
-            total[here] += squares(block, change.beside(block, at))[axis]
+            total[here] += squares(block, change.beside(block, at), axis)
     return total
 
 

@@ -7,6 +7,7 @@ from wdecomp.decomposition.compiling import compilation_told, compiled
 from wdecomp.decomposition.device import require_device, sums_on
 from wdecomp.decomposition.kernel import STRIP
 from wdecomp.decomposition.plain import PlainSums
+from wdecomp.decomposition.simd import LANES, load, plus_product, splat, store
 from wdecomp.decomposition.stored import number
 from wdecomp.decomposition.summary import Summary, summarise
 from wdecomp.decomposition.sums import SharedSums, Sums
@@ -14,6 +15,7 @@ from wdecomp.decomposition.tensors import AXES, Axis, Decomposition, column_delt
 
 __all__ = [
     "AXES",
+    "LANES",
     "STRIP",
     "UNROUNDED",
     "Axis",
@@ -31,12 +33,16 @@ __all__ = [
     "compilation_told",
     "compiled",
     "decompose",
+    "load",
     "number",
+    "plus_product",
     "readable",
     "require_device",
     "rounding_floor",
     "runs_along_rows",
     "shrunken",
+    "splat",
+    "store",
     "summarise",
     "sums_on",
 ]

@@ -38,6 +38,7 @@ class SharedSums:
     def __init__(self, shape: tuple[int, int], count: int) -> None:
         outputs, inputs = shape
         self._output, self._input = np.zeros((count, 3, outputs)), np.zeros((count, 3, inputs))
+        self._room: dict[tuple[int, int], tuple[Array, Array]] = {}  # for running sums, by size
 
     def add(
         self,
@@ -71,7 +72,6 @@ class SharedSums:
                     add_exactly(base, seconds[i], share, rows[i], columns[i], at, part)
                 continue
             band = _band(base, len(which))
-            strips, width = -(-base.shape[1] // STRIP), base.shape[1]
             kernel(base.dtype, dtype)(
                 base,
                 seconds[which[0]],
@@ -81,9 +81,15 @@ class SharedSums:
                 columns,
                 at,
                 band,
-                np.empty((strips, 3, band), np.float32),
-                _running(width),
+                *self._running(band, base.shape[1]),
             )
+
+    def _running(self, band: int, width: int) -> tuple[Array, Array]:
+        """Room for the float32 sums of rows and of columns."""
+        if (band, width) not in self._room:
+            along = np.empty((-(-width // STRIP), 3, band), np.float32)
+            self._room[band, width] = along, _aligned(width)
+        return self._room[band, width]
 
     def total(self) -> list[Sums]:
         """The sums of every pair."""
@@ -96,7 +102,7 @@ def _band(base: Array, pairs: int) -> int:
     return BAND if pairs == 1 else max(min(fitting - fitting % TILE, BAND), TILE)
 
 
-def _running(width: int) -> Array:
+def _aligned(width: int) -> Array:
     """Room for (3, at least width) sums, whose rows begin at cache lines.
 
     A vector across two lines is loaded twice. Rows of 2^n bytes would want the same places of the

@@ -11,7 +11,7 @@ from wdecomp.stats.estimators import Codes, Estimate, Floats, Sample
 from wdecomp.stats.theil_sen import theil_sen_replicates
 
 RESAMPLES = 2000
-RESAMPLES_OF_PAIRS = 500  # of Theil and Sen's slope; a standard error within 3 %
+RESAMPLES_OF_PAIRS = 200  # of Theil and Sen's slope: enough for a standard error to 5 %
 SEED = 240209353
 FEWEST_CLUSTERS = 3
 FEWEST_POINTS = 4  # three have one resample that says anything
@@ -28,7 +28,7 @@ NO_INTERVAL: Interval = (np.nan, np.nan)
 def cluster_intervals(
     points: Sample, clusters: Codes, found: Mapping[str, Estimate], own_groups: bool = False
 ) -> dict[str, Interval]:
-    """The interval of every estimator from 2,000 resamples of the clusters, or 500 (Theil–Sen).
+    """The interval of every estimator from 2,000 resamples of the clusters, or 200 (Theil–Sen).
 
         z ± t(0.975, g − 1)·√(g/(g − 1))·sd(z*)
 
@@ -40,7 +40,7 @@ def cluster_intervals(
     Empty below 3 clusters or 4 points.
 
     How often they hold the true r in 1,000 simulated data sets of 4 steps, whose layers have four
-    fifths of the variance (benchmarks/coverage.py; in %, known to ±1.4):
+    fifths of the variance (benchmarks/intervals.py; in %, known to ±1.4):
 
                                   6 layers    12    32    Fisher z
         pooled, r = −0.31             96.0  94.0  95.2    73 to 76
@@ -70,15 +70,15 @@ def cluster_intervals(
     if count < FEWEST_CLUSTERS or len(code) < FEWEST_POINTS:
         return {}
     draws, groups = cluster_draws(count), None if own_groups else points.code
-    slope, intercept = line_replicates(points, code, draws, groups)
+    correlation, slope, intercept = line_replicates(points, code, draws, groups)
     replicates = {
-        "pearson": pearson_replicates(points.x, points.y, code, draws, groups),
+        "pearson": correlation,
         "spearman": spearman_replicates(points, code, draws),
         "slope": slope,
         "intercept": intercept,
         "theil_sen": theil_sen_replicates(points, code, draws[:RESAMPLES_OF_PAIRS]),
     }
-    telling = np.abs(replicates["pearson"]) <= 1 - CLOSEST
+    telling = np.abs(correlation) <= 1 - CLOSEST
     telling |= not telling.any()
     # From one rank correlation of n points to the next is 12/(n³ − n); half of that to ±1.
     closest = {"pearson": CLOSEST, "spearman": 6 / (len(code) ** 3 - len(code))}
@@ -112,20 +112,22 @@ def pearson_replicates(
     x: Floats, y: Floats, code: Codes, draws: Floats, groups: Codes | None = None
 ) -> Floats:
     """Pearson's r of every resample, its groups' means taken out; NaN where it has no variance."""
-    n, sx, sy, sxx, syy, sxy = _drawn_sums(x - x.mean(), y - y.mean(), code, draws, groups)
-    return _correlation(_spread(n, sx, sxx), _spread(n, sy, syy), _product(n, sx, sy, sxy))
+    sums = _drawn_sums(x - x.mean(), y - y.mean(), code, draws, groups)
+    return _correlation(*_spreads(sums))
 
 
 def line_replicates(
     points: Sample, code: Codes, draws: Floats, groups: Codes | None = None
-) -> tuple[Floats, Floats]:
-    """Slope and intercept of every resample, in table units; NaN where x has no variance."""
+) -> tuple[Floats, Floats, Floats]:
+    """Pearson's r, slope and intercept of every resample, these two in table units; else NaN."""
     x_mean, y_mean = points.x.mean(), points.y.mean()
-    n, sx, sy, sxx, _, sxy = _drawn_sums(points.x - x_mean, points.y - y_mean, code, draws, groups)
-    slope = _product(n, sx, sy, sxy) / _spread(n, sx, sxx)
-    n, sx, sy = n.sum(axis=0), sx.sum(axis=0), sy.sum(axis=0)
+    sums = _drawn_sums(points.x - x_mean, points.y - y_mean, code, draws, groups)
+    x_spread, y_spread, product = _spreads(sums)
+    slope = product / x_spread
+    n, sx, sy = sums[:3].sum(axis=1)
     intercept = (y_mean + sy / n) - slope * (x_mean + sx / n)
     return (
+        _correlation(x_spread, y_spread, product),
         np.ldexp(slope, points.y_exponent - points.x_exponent),
         np.ldexp(intercept, points.y_exponent),
     )
@@ -172,15 +174,20 @@ def _drawn_sums(x: Floats, y: Floats, code: Codes, draws: Floats, groups: Codes 
     return drawn
 
 
-def _product(n: Floats, sx: Floats, sy: Floats, sxy: Floats) -> Floats:
-    """Σxy about the groups' means, over all groups; a resample may have none of a group."""
-    squared_mean = np.divide(sx * sy, n, out=np.zeros_like(n), where=n > 0)
-    return np.asarray((sxy - squared_mean).sum(axis=0))
-
-
-def _spread(n: Floats, total: Floats, squares: Floats) -> Floats:
-    spread = _product(n, total, total, squares)
-    return np.where(spread > CANCELLATION * squares.sum(axis=0), spread, np.nan)
+def _spreads(sums: Floats) -> tuple[Floats, Floats, Floats]:
+    """Σx², Σy², Σxy about the groups' means, over all groups; NaN for a square that is no more."""
+    n, sx, sy, sxx, syy, sxy = sums
+    # A resample may have no point of a group.
+    share = np.divide(1, n, out=np.zeros_like(n), where=n > 0)
+    x, y, product = (
+        (total - a * b * share).sum(axis=0)
+        for total, a, b in ((sxx, sx, sx), (syy, sy, sy), (sxy, sx, sy))
+    )
+    return (
+        np.where(x > CANCELLATION * sxx.sum(axis=0), x, np.nan),
+        np.where(y > CANCELLATION * syy.sum(axis=0), y, np.nan),
+        product,
+    )
 
 
 def _correlation(x_spread: Floats, y_spread: Floats, product: Floats) -> Floats:

@@ -15,6 +15,7 @@ from wdecomp.stats.null import null_points
 KEYS = ["run", "stack", "module"]
 FIRST = "q"  # the module kind of the paper's Fig. 2
 FEWEST_LAYERS = 2  # below, there is no relation between layers to speak of
+IN_SHORT = {"delta_direction": "dD", "delta_magnitude": "dM"}
 FLOORED = 2.0  # times the floor
 SHRUNK = -0.9  # of ΔM: the mean of m − m0, so that nearly all columns became shorter
 ALIKE = 0.15  # standard deviation over layers of relative ΔM, of their mean
@@ -27,7 +28,7 @@ class Conclusion:
     """What can be said of one run's module kind.
 
     findings, in this order, of:
-        floor: rounding to the stored dtype explains ΔD; nothing else is said
+        floor: rounding to the stored dtype explains ΔD, or ΔM; nothing else is said
         scaled: nothing but rounding turned a column; nothing else is said
         decay: the magnitudes shrink in proportion to their size, as weight decay makes them
         few: the points admit no correlation
@@ -79,8 +80,9 @@ class _Kind:
 
     def said(self) -> Iterator[tuple[str, str]]:
         """Findings, each with its sentence."""
-        if self._floored():
-            yield "floor", self._floor_text()
+        floored = self._floored()
+        if floored:
+            yield "floor", self._floor_text(floored)
             return
         if self.last["growth_ratio"].isna().all():
             yield "scaled", "No column turned: magnitudes alone changed, and dD is rounding."
@@ -104,16 +106,20 @@ class _Kind:
     def layers(self) -> str:
         return f"{self.rows['layer'].nunique()} layers"
 
-    def _floored(self) -> bool:
-        floor, turned = self.last["floor_delta_direction"], self.last["delta_direction"]
-        return bool(((floor > 0) & (turned <= FLOORED * floor)).all())
+    def _floored(self) -> str | None:
+        """The first figure that is within twice its floor in every layer."""
+        for figure in IN_SHORT:
+            floor = self.last[f"floor_{figure}"]
+            if ((floor > 0) & (self.last[figure] <= FLOORED * floor)).all():
+                return figure
+        return None
 
-    def _floor_text(self) -> str:
+    def _floor_text(self, figure: str) -> str:
         dtype = " and ".join(sorted(self.last["dtype_tuned"].unique()))
-        turn, floor = self.last[["delta_direction", "floor_delta_direction"]].mean()
+        measured, floor = self.last[[figure, f"floor_{figure}"]].mean()
         return (
-            f"dD ({turn:.2g}) is what rounding to {dtype} gives by itself ({floor:.2g}): "
-            "nothing can be concluded of training."
+            f"{IN_SHORT[figure]} ({measured:.2g}) is what rounding to {dtype} gives by itself "
+            f"({floor:.2g}): nothing can be concluded of training."
         )
 
     def _decayed(self) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from wdecomp.train.layers import AdaptedLayer
 
+IN_CACHE = 1 << 16  # numbers per thread
 HIDDEN = 0.1  # of the bias: below that too few digits of m are left in the output
 
 
@@ -91,8 +92,7 @@ class Activated(torch.autograd.Function):
         """See the class."""
         w0, s, bias = layer.kind.matrix(layer.base), layer.adapter.scaling, layer.bias
         seen = x if dropped is None else dropped
-        y, narrow = F.linear(x, w0), seen.reshape(-1, seen.shape[-1]) @ a.T
-        y.view(-1, y.shape[-1]).addmm_(narrow, b.T, alpha=s)
+        narrow = seen.reshape(-1, seen.shape[-1]) @ a.T
         norm = va = gain = rows = z = None
         if m is not None:
             if layer.kept_norm is None:
@@ -100,12 +100,21 @@ class Activated(torch.autograd.Function):
             else:
                 norm = layer.kept_norm
             ctx.mark_non_differentiable(norm)
-            rows = hidden_rows(m, bias)
+            rows, gain = hidden_rows(m, bias), m / norm
+        if gain is not None and on_weight(narrow, w0):
+            column = gain.unsqueeze(1)
+            y = _linear(x, w0 * column, bias)
+            y.view(-1, y.shape[-1]).addmm_(narrow, (b * column).T, alpha=s)
+            if rows is not None:
+                z = F.linear(x, w0[rows]) + (narrow @ b[rows].T).mul_(s).view(*x.shape[:-1], -1)
+        else:
+            y = F.linear(x, w0)
+            y.view(-1, y.shape[-1]).addmm_(narrow, b.T, alpha=s)
             z = None if rows is None else y[..., rows]
-            gain = m / norm
-            y = y.mul_(gain) if bias is None else torch.addcmul(bias, y, gain, out=y)
-        elif bias is not None:
-            y.add_(bias)
+            if gain is not None:
+                y = y.mul_(gain) if bias is None else torch.addcmul(bias, y, gain, out=y)
+            elif bias is not None:
+                y.add_(bias)
         va = va if layer.adapter.norm_gradient == "exact" else None
         kept = None if m is None else y
         ctx.save_for_backward(seen, narrow, a, b, m, norm, gain, va, kept, rows, z)
@@ -118,15 +127,17 @@ class Activated(torch.autograd.Function):
         seen, narrow, a, b, m, norm, gain, va, y, rows, z = ctx.saved_tensors
         layer: AdaptedLayer = ctx.layer
         s, shape = layer.adapter.scaling, seen.shape
-        seen, h = seen.reshape(-1, shape[-1]), gy.reshape(-1, gy.shape[-1])
+        seen, gy = seen.reshape(-1, shape[-1]), gy.reshape(-1, gy.shape[-1])
         dx, d_dropped, dm, c = None, None, None, None
-        if m is not None:
-            gw, dm = _of_magnitude(h, y, layer.bias, m, norm, rows, z)
-            h = h * gain
+        if m is None:
+            hb, db = gy @ b, gy.T @ narrow
+        else:
+            gw, dm = _of_magnitude(gy, y, layer.bias, m, norm, rows, z)
+            column = gain.unsqueeze(1)
+            hb, db = gy @ (b * column), (gy.T @ narrow).mul_(column)
             if va is not None:
                 c = (gw / norm.square()).unsqueeze(1)
-        hb = h @ b
-        da, db = hb.T @ seen, h.T @ narrow
+        da = hb.T @ seen
         if c is not None or ctx.needs_input_grad[0]:
             w0 = layer.kind.matrix(layer.base)
         if c is not None:
@@ -134,7 +145,10 @@ class Activated(torch.autograd.Function):
             da.sub_(cb @ w0).addmm_(cb @ b, a, alpha=-s)
             db -= c * va
         if ctx.needs_input_grad[0]:
-            dx = h @ w0
+            if m is None:
+                dx = gy @ w0
+            else:
+                dx = gy @ (w0 * column) if on_weight(gy, w0) else (gy * gain) @ w0
             dx = (dx if ctx.drops else dx.addmm_(hb, a, alpha=s)).view(shape)
         if ctx.needs_input_grad[1]:
             d_dropped = (hb @ a).mul_(s).view(shape)
@@ -148,6 +162,11 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y = x.new_empty(*x.shape[:-1], len(weight))
     torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight.T, out=y.view(-1, len(weight)))
     return y
+
+
+def on_weight(rows: Tensor, w0: Tensor) -> bool:
+    """Whether g is cheaper to put on the weight than on the outputs of so many tokens."""
+    return len(rows) > w0.shape[1]
 
 
 def factored_norm(
@@ -177,7 +196,7 @@ def _of_magnitude(
     z: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """(G·W, ∂L/∂m) of every row; of hidden ones from their own z = x Vᵀ."""
-    gw = torch.linalg.vecdot(gy, y.reshape(gy.shape), dim=0)
+    gw = _column_products(gy, y.reshape(gy.shape))
     if bias is not None:
         gw.addcmul_(bias, gy.sum(0), value=-1)
     dm = gw / m
@@ -185,6 +204,17 @@ def _of_magnitude(
         dm[rows] = torch.linalg.vecdot(gy[:, rows], z.reshape(-1, len(rows)), dim=0) / norm[rows]
         gw[rows] = dm[rows] * m[rows]
     return gw, dm
+
+
+def _column_products(x: Tensor, y: Tensor) -> Tensor:
+    """Σ_t x_t y_t of every column; on a CPU so few rows at a time that x∘y stays in the cache."""
+    few = max(1, IN_CACHE * torch.get_num_threads() // x.shape[1])
+    if x.device.type != "cpu":
+        few = len(x)
+    parts = zip(torch.split(x, few), torch.split(y, few), strict=True)
+    first, *others = (torch.linalg.vecdot(*part, dim=0) for part in parts)
+    total: Tensor = sum(others, start=first)
+    return total
 
 
 def row_norm(weight: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """How often the 95 % intervals of `fits` hold the truth when layers are few and points cluster.
 
-    python benchmarks/coverage.py [--sets 1000]
+    python benchmarks/intervals.py [--sets 1000]
 
 simulates data sets of 6, 12 and 32 layers by 4 steps, in which a layer's points resemble each other
 as those of a real run do (four fifths of the variance lie between layers), with a known correlation
