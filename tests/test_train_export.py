@@ -1,6 +1,7 @@
 """The loop and what it writes: adapters for PEFT, full models for transformers."""
 
 import copy
+import errno
 import hashlib
 import json
 import math
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModel, BertConfig, BertModel
 
@@ -107,19 +108,22 @@ def test_full_checkpoint_loads_in_transformers_under_the_same_names(tmp_path: Pa
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "disk full"), SafetensorError("disk full")]
+)
 def test_interrupted_save_leaves_the_older_checkpoint_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def torn(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"torn")
-        raise OSError("disk full")
+        raise error
 
     model = tiny_bert()
     adapt(model, {"query": Adapter("lora", 3, 7)})
     save_adapter(model, tmp_path, "base")
     before = hashes(tmp_path)
     monkeypatch.setattr(export, "save_file", torn)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(TrainingError, match=r"cannot be written \(disk full\)"):
         save_adapter(model, tmp_path, "base")
     assert hashes(tmp_path) == before
 

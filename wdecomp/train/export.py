@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -109,12 +110,24 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def published(folder: Path) -> Iterator[Path]:
-    """A folder to write into; what is in it at the end is moved into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as draft:
-        yield Path(draft)
-        # "….json" after "….safetensors": a config promises tensors that are there.
-        for path in sorted(Path(draft).iterdir(), key=lambda path: (path.suffix == ".json", path)):
-            sync(path)
-            path.replace(folder / path.name)
-    sync(folder)
+    """A folder to write into; what is in it at the end is moved into `folder`.
+
+    Raises:
+        TrainingError: the disk is full, read-only or failing; `folder` is as it was.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as draft:
+            yield Path(draft)
+            for path in sorted(Path(draft).iterdir(), key=_announced_last):
+                sync(path)
+                path.replace(folder / path.name)
+        sync(folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TrainingError(f"{folder}: cannot be written ({reason}).") from None
+
+
+def _announced_last(path: Path) -> tuple[bool, Path]:
+    """A config promises tensors that are there."""
+    return path.suffix == ".json", path

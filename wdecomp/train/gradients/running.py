@@ -176,16 +176,13 @@ def _write(folder: Path, found: Measured, title: str) -> None:
     tables = {"": found.gradients} | (
         {"covariance-": found.covariance} if found.covariance is not None else {}
     )
-    try:
-        with published(folder) as draft:
-            for start, report in tables.items():
-                report.modules.to_parquet(draft / f"{start}modules.parquet")
-                report.columns.to_parquet(draft / f"{start}columns.parquet")
-            for suffix in (".svg", ".png"):
-                gradient_scatter(found.gradients.columns, title, draft / f"gradients{suffix}")
-            text = json.dumps(record_of(found), indent=1) + "\n"
-            (draft / RECORD).write_text(text, encoding="utf-8")
-            for file in folder.glob("covariance-*.parquet"):
-                file.unlink()  # of an earlier call
-    except OSError as error:
-        raise TrainingError(f"{folder}: cannot be written ({error.strerror}).") from None
+    with published(folder) as draft:
+        for start, report in tables.items():
+            report.modules.to_parquet(draft / f"{start}modules.parquet")
+            report.columns.to_parquet(draft / f"{start}columns.parquet")
+        for suffix in (".svg", ".png"):
+            gradient_scatter(found.gradients.columns, title, draft / f"gradients{suffix}")
+        text = json.dumps(record_of(found), indent=1) + "\n"
+        (draft / RECORD).write_text(text, encoding="utf-8")
+        for file in folder.glob("covariance-*.parquet"):
+            file.unlink()  # of an earlier call
