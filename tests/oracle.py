@@ -9,6 +9,7 @@ from pandas.testing import assert_frame_equal
 
 import wdecomp
 from wdecomp.adapter import Adapted, ChangeReader
+from wdecomp.audit import findings
 from wdecomp.checkpoint import Matrix, MatrixReader, open_checkpoint, read_matrix
 from wdecomp.decomposition import AXES
 from wdecomp.dtypes import Floats, widen
@@ -53,6 +54,17 @@ def check_columns(each: Pair, want: Floats) -> None:
         assert_allclose(mine.delta_direction, theirs.delta_direction, rtol=1e-5, atol=COLUMN)
 
 
+def check_sound(base: Path, *tuned: Path | str) -> None:
+    """That the audit finds nothing wrong with what is sound, whatever else it may have to say."""
+    _check_no_error(wdecomp.compare(base, *tuned, columns="none"))
+
+
+def _check_no_error(*results: wdecomp.Results) -> None:
+    found = [each for result in results for each in findings(result)]
+    errors = [f"{each.run}: {each.message}" for each in found if each.severity == "error"]
+    assert errors == []
+
+
 def check_merged(
     folder: Path, tables: bool = True, ratios: bool = True, error: float = MERGED
 ) -> Pairing:
@@ -60,7 +72,7 @@ def check_merged(
 
     Every weight and bias that the merge changed has to be in the pairing, and no other; every
     matrix has to be the same whatever the block size; and every row of the tables that the adapter
-    gives the same as the merged checkpoint's.
+    gives the same as the merged checkpoint's. The audit may call neither of them wrong.
     """
     base = open_checkpoint(folder / "base")
     mine = pair(base, open_checkpoint(folder / "adapter"))
@@ -81,6 +93,8 @@ def check_merged(
         check_columns(each, widen(want).astype(np.float64))
     if tables:
         _check_tables(folder, ratios)
+    else:
+        check_sound(folder / "base", folder / "adapter", folder / "merged")
     return mine
 
 
@@ -96,6 +110,7 @@ def _check_tables(folder: Path, ratios: bool) -> None:
         wdecomp.compare(folder / "base", folder / side, columns="both")
         for side in ("adapter", "merged")
     )
+    _check_no_error(mine, theirs)
     left, right = _plain(mine.modules), _plain(theirs.modules)
     growth = left.pop("growth_ratio"), right.pop("growth_ratio")
     if ratios:

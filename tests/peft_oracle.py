@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal, assert_array_less
+from oracle import check_sound
 
 from wdecomp.adapter import Adapted, ChangeReader
 from wdecomp.checkpoint import Matrix, MatrixReader, open_checkpoint, read_matrix
@@ -54,7 +55,7 @@ def pairings(folder: Path, adapter: str = "adapter") -> tuple[Pairing, Pairing]:
 
 
 def check_merge(folder: Path, adapter: str = "adapter", error: float = FLOAT32) -> Pairing:
-    """Asserts that adapter and merged copy are the same change of the same tensors.
+    """Asserts that adapter and merged copy are the same change of the same tensors, and sound.
 
     Args:
         folder: with base/, adapter/ and merged/.
@@ -67,6 +68,7 @@ def check_merge(folder: Path, adapter: str = "adapter", error: float = FLOAT32) 
         _check_weight(name, each, everything(theirs)[name], error)
     _check_nothing_skipped(found, theirs)
     _check_tables(folder, adapter, set(found.matrices), error)
+    check_sound(folder / "base", f"mine={folder / adapter}", f"copy={folder / 'merged'}")
     return found
 
 

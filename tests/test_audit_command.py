@@ -124,21 +124,26 @@ def test_results_that_were_made_elsewhere_tell_the_same(
     shutil.copytree(frozen / "base", tmp_path / "base")  # no tensor is read from now on
     assert _run(capsys, tmp_path / "there") == before
     assert "frozen-magnitude" in before[1]
-    code, _, err = _run(capsys, tmp_path / "there", "--candidate-base", frozen / "base")
-    assert code == 2
-    assert "needs BASE and TUNED" in err
+    for option, value in (("--candidate-base", frozen / "base"), ("--modules", "q"), ("-j", 1)):
+        code, out, err = _run(capsys, tmp_path / "there", option, value)
+        assert (code, out) == (2, "")
+        assert "needs BASE and TUNED" in err
 
 
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("facts", "norm_b"), ("modules", "growth_ratio"), ("fits", "cluster_low")],
+)
 def test_results_of_an_older_schema_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    table: str, column: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = write_full(tmp_path / "base", tiny_llama(1))
     wdecomp.compare(base, write_full(tmp_path / "ft", moved(tiny_llama(1))), out=tmp_path / "out")
-    file = tmp_path / "out/facts.parquet"
-    pq.write_table(pq.read_table(file).drop_columns(["norm_b"]), file)
+    file = tmp_path / f"out/{table}.parquet"
+    pq.write_table(pq.read_table(file).drop_columns([column]), file)
     code, out, err = _run(capsys, tmp_path / "out")
     assert (code, out) == (1, "")
-    assert "facts.parquet has no norm_b. It was made by an older wdecomp" in err
+    assert f"{table}.parquet has no {column}. It was made by an older wdecomp" in err
 
 
 def test_a_dora_without_its_magnitudes_is_a_finding_beside_the_others(
@@ -214,9 +219,12 @@ def test_an_adapter_alone_has_the_base_that_its_config_names(
 
 
 def test_a_path_that_is_not_there_is_bad_input_and_no_finding(
-    frozen: Path, capsys: pytest.CaptureFixture[str]
+    frozen: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, out, err = _run(capsys, frozen / "base", frozen / "nowhere")
-    assert (code, out) == (1, "")
-    assert err.startswith("wdecomp: ")
-    assert err.count("\n") == 1
+    monkeypatch.setattr("wdecomp.comparison.run_units", None)  # nothing is read before it is told
+    base, nowhere = frozen / "base", frozen / "nowhere"
+    for paths in ((base, nowhere), (base, frozen / "dora", "--candidate-base", nowhere)):
+        code, out, err = _run(capsys, *paths)
+        assert (code, out) == (1, "")
+        assert err.startswith(f"wdecomp: {nowhere}")
+        assert err.count("\n") == 1

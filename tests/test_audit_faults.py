@@ -252,8 +252,18 @@ def test_a_layer_that_was_lost_on_saving_is_missed(tmp_path: Path) -> None:
     assert finding.message.count("is adapted in 1 of 2 layers (not in 1)") == 3
 
 
-def test_layers_that_were_left_out_on_purpose_are_not_missed(tmp_path: Path) -> None:
-    model = adapted(base_model(), layers_to_transform=[0])
+@pytest.mark.parametrize(
+    "on_purpose",
+    [
+        {"layers_to_transform": [0]},
+        {"target_modules": [f"layers.0.self_attn.{name}" for name in ("q_proj", "v_proj")]},
+    ],
+    ids=lambda config: next(iter(config)),
+)
+def test_layers_that_were_left_out_on_purpose_are_not_missed(
+    on_purpose: dict[str, Any], tmp_path: Path
+) -> None:
+    model = adapted(base_model(), **on_purpose)
     trained(model).save_pretrained(tmp_path / "dora")
     assert found(base(tmp_path), tmp_path / "dora") == []
 
@@ -382,12 +392,30 @@ def test_a_copy_of_the_base_was_not_trained(tmp_path: Path) -> None:
     assert finding.severity == "error"
 
 
+def test_biases_that_were_trained_alone_are_no_copy_of_the_base(tmp_path: Path) -> None:
+    tuned = _full(tmp_path, frozen=("weight",))
+    finding = of_rule("unchanged", found(base(tmp_path), tuned))
+    assert finding.severity == "note"
+    assert finding.message.endswith("matrices equal the base's, and 8 of 13 vectors do not")
+
+
 def test_frozen_layers_and_frozen_kinds_are_told_apart(tmp_path: Path) -> None:
     tuned = _full(tmp_path, frozen=("layers.0.mlp.down_proj", "embed_tokens"))
     by = {each.severity: each for each in found(base(tmp_path), tuned)}
     assert by["warning"].tensors == ("model.layers.0.mlp.down_proj.weight",)
     assert by["note"].tensors == ("model.embed_tokens.weight",)
     assert {each.rule.id for each in by.values()} == {"unchanged"}
+
+
+def test_modules_that_were_no_targets_are_not_missed(tmp_path: Path) -> None:
+    """Two convolutions of one kind, of which one was trained."""
+    weights = {f"blocks.{i}.{name}.weight": torch.randn(4, 3, 2, 2) for i in range(2)
+               for name in ("conv1", "conv2")}  # fmt: skip
+    write_full(tmp_path / "base", weights)
+    tuned = {n: t + 0.01 * torch.randn_like(t) if "conv1" in n else t for n, t in weights.items()}
+    finding = of_rule("unchanged", found(tmp_path / "base", write_full(tmp_path / "ft", tuned)))
+    assert finding.severity == "note"
+    assert finding.tensors == ("blocks.0.conv2.weight", "blocks.1.conv2.weight")
 
 
 def test_a_layer_that_was_initialised_anew_is_no_change_of_the_old_one(tmp_path: Path) -> None:
@@ -434,11 +462,19 @@ def test_pooled_and_within_step_signs_that_differ_are_said(tmp_path: Path) -> No
     for step in (1, 2, 3, 4):
         tuned = moved({n: t * (1 - 0.01 * step) for n, t in weights.items()}, 2e-3 * step, step)
         write_full(tmp_path / f"ft/checkpoint-{step}", tuned)
-    told = {each.rule.id: each for each in found(tmp_path / "base", tmp_path / "ft")}
+    results = wdecomp.compare(tmp_path / "base", tmp_path / "ft", columns="none")
+    told = {each.rule.id: each for each in findings(results)}
     assert set(told) == {"decay-dominated", "pooled-sign"}
     pooled, within = str(told["pooled-sign"].evidence["decoder.q"]).split(" / ")
     assert float(pooled) > 0.5
     assert float(within) < -0.5
+    fits = results.fits.query("axis == 'output' and response == 'delta_magnitude'")
+    fits = fits.query("estimator == 'pearson' and grouping in ('pooled', 'within_step')")
+    intervals = fits.groupby("module")[["cluster_low", "cluster_high"]]
+    settled = intervals.apply(lambda part: bool((part.prod(axis=1) > 0).all()))
+    said = {part.split()[0].split(".")[1]: "open over layers" not in part
+            for part in told["pooled-sign"].message.split("; ")}  # fmt: skip
+    assert said == {kind: settled[kind] for kind in said}
 
 
 def test_a_healthy_adapter_beside_a_faulty_one_keeps_its_peace(tmp_path: Path) -> None:

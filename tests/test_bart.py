@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BartConfig, BartForConditionalGeneration
 
 import wdecomp
+from wdecomp.audit import findings
 
 STACKS = ["cross", "decoder", "encoder"]
 LAYERS = 2
@@ -72,3 +73,7 @@ def test_every_stack_has_its_own_correlation(results: wdecomp.Results) -> None:
 def test_methods_are_told_from_what_is_on_disk(results: wdecomp.Results) -> None:
     methods = results.modules.drop_duplicates("run").set_index("run")["method"]
     assert methods.to_dict() == {"ft": "full", "lora": "lora", "dora": "dora"}
+
+
+def test_the_audit_finds_nothing_wrong(results: wdecomp.Results) -> None:
+    assert [each for each in findings(results) if each.severity != "note"] == []

@@ -13,7 +13,8 @@ from synthetic_tables import small_results
 from wdecomp.charts import View, chart_of
 from wdecomp.charts.chart import Band, Cells, Chart, Level, Line, Points
 from wdecomp.charts.columns import columns_chart
-from wdecomp.charts.scatter import panels, scatter_chart
+from wdecomp.charts.panels import panels
+from wdecomp.charts.scatter import scatter_chart
 from wdecomp.charts.style import COLOURS
 from wdecomp.charts.table import kinds_of
 from wdecomp.charts.views import FIGURES, find_kinds
@@ -201,10 +202,11 @@ def test_columns_of_one_matrix_are_marks_and_of_many_densities(results: Results)
 
 
 def test_columns_at_zero_are_counted(results: Results) -> None:
-    table = results.columns("ft").assign(delta_magnitude=lambda t: t["delta_magnitude"])
+    table = results.columns("ft")
     table.loc[:2, "delta_magnitude"] = 0.0
+    table.loc[3, "delta_direction"] = np.nan
     chart = columns_chart({"ft": table}, {"ft": "full"}, "")
-    assert chart.rows[0][0].remark == f"n = {len(table)}, 3 at or near 0 are not drawn"
+    assert chart.rows[0][0].remark == f"n = {len(table)}, 4 not drawn (0, nearly 0 or NaN)"
 
 
 def test_what_is_not_there_is_named(results: Results, tmp_path: Path) -> None:
@@ -218,6 +220,9 @@ def test_what_is_not_there_is_named(results: Results, tmp_path: Path) -> None:
     }.items():
         with pytest.raises(ResultsError, match=said):
             chart_of(results, view)
+    some = results.modules.query("run != 'lora' or module != 'v'")
+    with pytest.raises(ResultsError, match=r"no matrix of v changed in lora\."):
+        chart_of(_With(results, some), View("scatter", (("decoder", "v"),), runs=("lora",)))
     alone = _With(results, results.modules.assign(step=pd.Series(pd.NA, dtype="Int64")))
     with pytest.raises(ResultsError, match=r"has no steps, so nothing to draw"):
         chart_of(alone, View("trajectories"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from numpy.testing import assert_allclose
-from oracle import adapted_weight, check_columns
+from oracle import adapted_weight, check_columns, check_sound
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -97,6 +97,7 @@ def test_a_file_with_metadata_is_merged_as_diffusers_merges_it(case: str, tmp_pa
     assert found.dialect == "diffusers"
     assert found.notes == ()
     assert bool(found.vectors) == (case == "bias")
+    check_sound(tmp_path / "base", tmp_path / "lora" / FILE, tmp_path / "merged")
 
 
 def test_without_metadata_alpha_is_the_rank_and_that_is_said(tmp_path: Path) -> None:
@@ -125,6 +126,7 @@ def test_older_spellings_are_the_same_adapter(spelling: str, tmp_path: Path) -> 
     save_file(tensors, tmp_path / "old.safetensors")
     found = pair(open_checkpoint(tmp_path / "base"), open_checkpoint(tmp_path / "old.safetensors"))
     _check(found, _merged(tmp_path, unet))
+    check_sound(tmp_path / "base", tmp_path / "old.safetensors")
 
 
 def _older(key: str, spelling: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from lycoris.kohya import create_network
-from oracle import adapted_weight
+from oracle import adapted_weight, check_sound
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -105,6 +105,7 @@ def test_every_module_is_found_in_a_pipeline_and_merged_as_in_its_forward_pass(
         want = effective[name][slice(None) if rows is None else index(rows)]
         got = adapted_weight(each, 1 << 20)
         np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max(), err_msg=name)
+    check_sound(tmp_path / "base", tmp_path / "kohya.safetensors")
 
 
 @pytest.mark.parametrize("component", ["unet", "text_encoder", "text_encoder_2"])
@@ -118,3 +119,4 @@ def test_of_one_component_the_others_are_listed(component: str, tmp_path: Path) 
     mine = {module for module in modules if module.startswith(front[component])}
     assert {each.tuned_name.split(".")[0] for each in found.matrices.values()} == mine
     assert {each.tensor.split(".")[0] for each in found.left_out} == modules - mine
+    check_sound(tmp_path / "base" / component, file)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lycoris import LycorisNetwork, create_lycoris
 from numpy.testing import assert_allclose
-from oracle import adapted_weight, check_columns
+from oracle import adapted_weight, check_columns, check_sound
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -122,6 +122,7 @@ def test_the_change_is_that_of_the_forward_pass(
             got = adapted_weight(each, block_bytes)
             assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
         check_columns(each, want.astype(np.float64))
+    check_sound(tmp_path / "base", tmp_path / "adapter.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

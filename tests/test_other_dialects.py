@@ -12,7 +12,7 @@ import pytest
 import torch
 from builders import tiny_llama, write_full
 from numpy.testing import assert_allclose
-from oracle import adapted_weight, check_columns
+from oracle import adapted_weight, check_columns, check_sound
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -64,6 +64,7 @@ def test_mlx_stores_its_factors_the_other_way_round(kind: str, tmp_path: Path) -
     v = _base(Q) + 2.5 * (a.double() @ b.double()).T.numpy()
     _check(found, {Q: _with_magnitude(v, m) if kind == "dora" else v})
     assert (found.dialect, found.method) == ("mlx-lm", kind)
+    check_sound(tmp_path / "base", tmp_path / "adapter")
 
 
 def test_mlx_without_a_scale_is_refused(tmp_path: Path) -> None:
@@ -86,6 +87,7 @@ def test_nvlabs_dora_has_modules_with_a_magnitude_alone(tmp_path: Path) -> None:
     v = _base(Q) + 2 * (b.double() @ a.double()).numpy()
     _check(found, {Q: _with_magnitude(v, m), V: _with_magnitude(_base(V), alone)})
     assert found.method == "dora"
+    check_sound(tmp_path / "base", tmp_path / "adapter")
 
 
 def test_fsdp_qlora_has_no_scale(tmp_path: Path) -> None:
@@ -101,6 +103,7 @@ def test_fsdp_qlora_has_no_scale(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "base"), open_checkpoint(tmp_path / "qdora.safetensors")
     )
     _check(found, {Q: _with_magnitude(_base(Q) + (b.double() @ a.double()).numpy(), m)})
+    check_sound(tmp_path / "base", tmp_path / "qdora.safetensors")
 
 
 def test_half_a_pair_and_a_magnitude_of_another_length_are_named(tmp_path: Path) -> None:

@@ -145,3 +145,17 @@ def test_the_command_offers_what_there_is() -> None:
     options = {p.name: p.type for p in commands.commands["export"].params}
     assert tuple(options["table"].choices) == TABLES
     assert tuple(options["form"].choices) == tuple(FORMATS)
+
+
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_a_folder_is_no_name_of_a_file(command: str, results: Results, tmp_path: Path) -> None:
+    for name in (".", ""):
+        done = click.testing.CliRunner().invoke(commands, [command, str(results.path), "-o", name])
+        assert done.exit_code == 2
+        assert "names no file" in done.output
+    done = click.testing.CliRunner().invoke(
+        commands, [command, str(results.path), "-o", str(tmp_path)]
+    )
+    assert isinstance(done.exception, ResultsError)
+    assert str(done.exception).startswith(f"{tmp_path}: cannot be written")
+    assert list(tmp_path.iterdir()) == []

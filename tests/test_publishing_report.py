@@ -127,6 +127,17 @@ def test_no_name_is_markup(html: str) -> None:
     assert not [word for word in words if "<" in word]
 
 
+def test_what_a_script_shows_has_no_markup_and_steers_no_direction(tmp_path: Path) -> None:
+    name = "</script><b>a\u202eb\x1b[31m"
+    figures = _payload(page(small_results(tmp_path / "results", name), [], []))[0]["figures"]
+    shown = json.dumps(figures, ensure_ascii=False)
+    assert "a\\\\u202eb" in shown
+    assert not {"\u202e", "\x1b"} & set(shown)
+    drawn = json.dumps([each["layout"] for found in figures.values() for each in found])
+    assert "&lt;/script&gt;" in drawn
+    assert "</script>" not in drawn
+
+
 def test_findings_and_conclusions_are_told(html: str) -> None:
     text = " ".join(" ".join(_Tags(html).words).split())
     for words in ("1 error.", "steps 10 to 20", "the magnitude <i>never</i> moved", "n 4",

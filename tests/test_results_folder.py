@@ -4,11 +4,11 @@ import fcntl
 import hashlib
 import json
 import resource
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,49 +17,6 @@ from builders import low_rank, moved, tiny_llama, write_adapter, write_full
 import wdecomp
 from wdecomp.errors import ResultsError
 from wdecomp.table import ResultsFolder, files
-
-# Runs a comparison in units of one matrix again and again, in forks, which import nothing anew.
-# Each dies without cleaning up at the k-th rename or removal, dies once more while it recovers, and
-# is then let finish. Prints, per k: the exit codes, and the files that lay there after each.
-DYING = """
-import itertools, json, os, sys
-from pathlib import Path
-from wdecomp import comparison
-from wdecomp.scan import plan
-folder = Path(sys.argv[1])
-plan.UNIT_BYTES = 1
-runs = [folder / "ft", folder / "lora"]
-
-def run(out, die_at):
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    event_number = itertools.count(1)
-    def watch(event, arguments):
-        if event in {"os.rename", "os.rmdir", "shutil.rmtree"} and str(out) in str(arguments[0]):
-            if next(event_number) == die_at:
-                os.kill(os.getpid(), 9)
-    sys.addaudithook(watch)
-    try:
-        comparison.compare(folder / "base", *runs, out=out, columns="both", workers=2)
-        os._exit(0)
-    finally:
-        os._exit(1)
-
-def left(out):
-    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("*.*")}
-
-assert run(folder / "whole", 0) == 0
-codes, deaths = [-9], []
-while codes[0] == -9:
-    out = folder / f"killed-{len(deaths) + 1}"
-    codes, leavings = [], []
-    for die_at in (len(deaths) + 1, 4, 0):
-        codes.append(run(out, die_at))
-        leavings.append(left(out))
-    deaths.append([codes, leavings])
-print(json.dumps(deaths))
-"""
 
 
 def _inputs(folder: Path) -> Path:
@@ -78,25 +35,14 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     }
 
 
-def _is_part(name: str) -> bool:
-    return name.startswith("parts/") and name.endswith(".parquet")
-
-
-def test_killed_at_every_step_the_tables_come_out_the_same(tmp_path: Path) -> None:
-    folder = _inputs(tmp_path)
-    command = [sys.executable, "-c", DYING, str(folder)]
+def test_killed_at_any_change_to_the_disk_the_tables_come_out_the_same(tmp_path: Path) -> None:
+    """A sample of what `python tests/kills.py` does, in a process that may fork."""
+    script = [sys.executable, str(Path(__file__).with_name("kills.py"))]
+    command = [*script, str(tmp_path), "--every", "12", "--random", "5"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    deaths = json.loads(done.stdout)
-    n_steps = 1 + 5 + 3 + 2 + 1 + 2  # plan, units, tables, columns of two runs, DONE, parts removed
-    assert [codes[0] for codes, _ in deaths] == [-signal.SIGKILL] * n_steps + [0]
-    assert all(codes[1] in (0, -signal.SIGKILL) and codes[2] == 0 for codes, _ in deaths)
-    assert any(".tmp-" in name for _, leavings in deaths for name in leavings[0])
-    whole = _bytes(folder / "whole")
-    for i, (_, (first, second, _)) in enumerate(deaths):
-        kept = {name: at for name, at in first.items() if _is_part(name)}
-        recovered = "DONE.json" in second
-        assert recovered or {name: second.get(name) for name in kept} == kept
-        assert _bytes(folder / f"killed-{i + 1}") == whole
+    said = json.loads(done.stdout)
+    assert said["wrong"] == []
+    assert said["kills"] >= 18
 
 
 def test_another_plan_is_refused_by_what_differs_and_restart_replaces(tmp_path: Path) -> None:
@@ -221,25 +167,52 @@ def test_a_damaged_record_is_named_or_made_again(damaged: str, tmp_path: Path) -
         wdecomp.compare(folder / "base", folder / "ft", out=out)
 
 
-@pytest.mark.parametrize("at", [60, -200, None], ids=["page", "footer", "cut"])
-def test_a_damaged_part_is_named(
-    at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = _inputs(tmp_path)
-    with monkeypatch.context() as patched:
-        patched.setattr(ResultsFolder, "finish", _interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            wdecomp.compare(folder / "base", folder / "ft", out=folder / "out")
-    (part,) = (folder / "out" / "parts").iterdir()
+ROTTEN = pytest.mark.parametrize("at", [60, -200, None], ids=["page", "footer", "cut"])
+
+
+def _rot(part: Path, at: int | None) -> None:
     content = bytearray(part.read_bytes())
     if at is None:
         del content[len(content) // 2 :]
     else:
         content[at] ^= 4
     part.write_bytes(content)
-    with pytest.raises(ResultsError, match=rf"{part.name}: cannot be read"):
-        wdecomp.compare(folder / "base", folder / "ft", out=folder / "out")
-    wdecomp.compare(folder / "base", folder / "ft", out=folder / "out", restart=True)
+
+
+@ROTTEN
+def test_a_part_that_rots_between_two_sessions_is_made_again(
+    at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _inputs(tmp_path)
+    arguments = (folder / "base", folder / "ft")
+    whole = wdecomp.compare(*arguments, out=folder / "whole").path
+    with monkeypatch.context() as patched:
+        patched.setattr(ResultsFolder, "finish", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            wdecomp.compare(*arguments, out=folder / "out")
+    (part,) = (folder / "out" / "parts").iterdir()
+    _rot(part, at)
+    wdecomp.compare(*arguments, out=folder / "out")
+    assert _bytes(folder / "out") == _bytes(whole)
+
+
+@ROTTEN
+def test_a_part_that_rots_before_the_tables_are_made_is_named(
+    at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _inputs(tmp_path)
+    finish = ResultsFolder.finish
+
+    def rot_and_finish(opened: ResultsFolder, fits: Any) -> wdecomp.Results:
+        (part,) = (opened.path / "parts").iterdir()
+        _rot(part, at)
+        return finish(opened, fits)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ResultsFolder, "finish", rot_and_finish)
+        with pytest.raises(ResultsError, match=r"\.parquet: has changed since it was written"):
+            wdecomp.compare(folder / "base", folder / "ft", out=folder / "out")
+    wdecomp.compare(folder / "base", folder / "ft", out=folder / "out")
 
 
 def _interrupt(*_: object) -> None:
@@ -276,6 +249,7 @@ def test_digests_in_done_are_those_of_the_files(tmp_path: Path) -> None:
         "facts.parquet",
         "fits.parquet",
         "modules.parquet",
+        "run.json",
     ]
     for name, digest in done.items():
         assert hashlib.sha256((folder / "out" / name).read_bytes()).hexdigest() == digest

@@ -108,6 +108,27 @@ def test_the_base_that_it_was_merged_into_is_found_among_others(tmp_path: Path) 
     assert right.is_right, as_text(right)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_base_that_was_dequantised_in_16_bits_is_the_quantised_one(
+    kind: str, dtype: str, tmp_path: Path
+) -> None:
+    write_kind(tmp_path, kind, torch.bfloat16)
+    write_nf4(tmp_path, torch.bfloat16)
+    merge(tmp_path, "merged", kind, DTYPES[dtype], base="dequantised")
+    found = verify(tmp_path / "merged", tmp_path / "nf4", tmp_path / "adapter")
+    assert found.is_right, as_text(found)
+    for name, wrong in WRONG.items():
+        if name == "other-base" or (name == "magnitude-ignored" and kind == "lora"):
+            continue
+        wrong(tmp_path, name, kind, DTYPES[dtype], base="dequantised")
+        found = verify(tmp_path / name, tmp_path / "nf4", tmp_path / "adapter")
+        assert [finding.kind for finding in found.findings] == [name], as_text(found)
+    merge(tmp_path, "plain", kind, DTYPES[dtype])
+    found = verify(tmp_path / "plain", tmp_path / "nf4", tmp_path / "adapter")
+    assert [finding.kind for finding in found.findings] == ["other-base"], as_text(found)
+
+
 @pytest.mark.parametrize("dtype", ["base", "float32", "bfloat16", "float16"])
 def test_what_wdecomp_merges_is_base_and_adapter(dtype: str, tmp_path: Path) -> None:
     write_kind(tmp_path, "dora", torch.bfloat16)
@@ -145,6 +166,30 @@ def test_a_base_that_is_rounded_to_be_merged_is_the_base(tmp_path: Path) -> None
         merge(tmp_path, name, "dora", dtype)
         found = _verify(tmp_path, name)
         assert found.is_right, as_text(found)
+
+
+def test_a_base_that_hardly_differs_is_another_base_still(tmp_path: Path) -> None:
+    """By half a step of BF16: no column is off, single weights are."""
+    write_kind(tmp_path, "lora", torch.bfloat16)
+    torch.manual_seed(5)
+    base = load_file(tmp_path / "base" / WEIGHTS)
+    other = {n: (t + 0.003 * t.std() * torch.randn(t.shape)).bfloat16() for n, t in base.items()}
+    save(other, tmp_path / "other")
+    merge(tmp_path, "merged", "lora", torch.bfloat16, base="other")
+    found = _verify(tmp_path, "merged", candidates=[tmp_path / "other"])
+    assert [finding.kind for finding in found.findings] == ["other-base"], as_text(found)
+    assert found.findings[0].message.endswith("merged into another base")
+    assert found.candidates[1].fits
+
+
+def test_what_float32_could_hold_and_is_the_base_still_was_not_merged(tmp_path: Path) -> None:
+    """Numbers of BF16 in F32, of a base that was widened: nobody rounded a merge."""
+    write_kind(tmp_path, "lora", torch.bfloat16, 1e-7)
+    base = load_file(tmp_path / "base" / WEIGHTS)
+    save({name: tensor.float() for name, tensor in base.items()}, tmp_path / "widened")
+    found = verify(tmp_path / "widened", tmp_path / "widened", tmp_path / "adapter")
+    assert [finding.kind for finding in found.findings] == ["not-merged"], as_text(found)
+    assert verify(tmp_path / "base", tmp_path / "base", tmp_path / "adapter").is_right
 
 
 def test_a_change_that_16_bits_cannot_hold_is_not_told_from_none(tmp_path: Path) -> None:

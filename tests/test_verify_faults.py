@@ -1,6 +1,7 @@
 """Damage, lost and foreign tensors, bad input, and the sums themselves beside plain numpy."""
 
 import json
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,55 @@ def test_what_is_missing_and_what_is_more_is_named(healthy: Path, tmp_path: Path
     assert kinds == {"missing": (K,), "extra": ("model.vision.weight",)}
     found = _edited(healthy, tmp_path, lambda tensors: tensors.pop(Q))
     _one(found, "missing", Q)
+
+
+def test_buffers_that_models_compute_are_no_weights(healthy: Path, tmp_path: Path) -> None:
+    """LLaMA 2's own files have them, and what transformers saves today has not."""
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    found = _edited(healthy, tmp_path, lambda tensors: tensors.update({name: torch.rand(8)}))
+    assert found.is_right, found.findings
+    assert f"{name} is not looked at" in found.notes[0]
+    base = load_file(healthy / "base" / WEIGHTS)
+    save(base | {name: torch.rand(8)}, tmp_path / "older")
+    shutil.copy(healthy / "base/config.json", tmp_path / "older")
+    assert verify(healthy / "merged", tmp_path / "older", healthy / "adapter").is_right
+
+
+def test_another_adapter_is_told_from_another_base(healthy: Path, tmp_path: Path) -> None:
+    """k, o, gate and up are the base's still."""
+    write_kind(tmp_path, "dora", torch.bfloat16, seed=7)
+    found = verify(healthy / "merged", healthy / "base", tmp_path / "adapter")
+    [finding] = found.findings
+    assert finding.kind == "other-adapter", finding
+    assert finding.message.endswith("all others are the base's: not of this adapter")
+    assert len(finding.tensors) == 6
+
+
+def test_a_second_adapter_is_something_besides(tmp_path: Path) -> None:
+    write_kind(tmp_path, "lora", torch.float32)
+    write_kind(tmp_path / "second", "lora", torch.float32, seed=7)
+    once = merge(tmp_path, "merged", "lora", torch.float32)
+    (tmp_path / "second/merged").symlink_to(once)
+    merge(tmp_path / "second", "both", "lora", torch.float32, base="merged")
+    found = verify(tmp_path / "second/both", tmp_path / "base", tmp_path / "adapter")
+    [finding] = found.findings
+    assert finding.kind == "other-adapter", finding
+    assert finding.message.endswith("with something else in them besides")
+
+
+def test_weights_that_float16_cannot_hold_as_well_are_the_bases(tmp_path: Path) -> None:
+    """Below 2^-14 float16 has steps of 2^-24, bfloat16 finer ones; the numbers look like BF16's."""
+    write_kind(tmp_path, "lora", torch.bfloat16)
+    merge(tmp_path, "merged", "lora", torch.bfloat16)
+    for side in ("base", "merged"):
+        tensors = load_file(tmp_path / side / WEIGHTS)
+        tensors[K][0] *= 2.0**-12
+        save(tensors, tmp_path / side)
+    narrow = {n: t.half() for n, t in load_file(tmp_path / "merged" / WEIGHTS).items()}
+    assert not torch.equal(narrow[K].float(), load_file(tmp_path / "base" / WEIGHTS)[K].float())
+    save(narrow, tmp_path / "merged")
+    found = verify(tmp_path / "merged", tmp_path / "base", tmp_path / "adapter")
+    assert found.is_right, found.findings
 
 
 def test_magnitudes_in_another_order_are_told_from_no_magnitudes(
@@ -185,31 +235,31 @@ def test_experts_are_verified_one_by_one(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("axis", ["output", "input"])
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
-def test_sums_are_those_of_plain_float64(axis: Any, turned: bool, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "of_base"), [("BF16", ""), ("F16", ""), ("F32", "BF16")])
+def test_sums_are_those_of_plain_float64(axis: Any, turned: bool, dtype: str, of_base: str) -> None:
     random = np.random.default_rng(0)
     shape = 7, 1100  # two strips and a part of one
     base, change, plain, error = (
         size * random.standard_normal(shape) for size in (0.02, 1e-3, 2e-3, 1e-4)
     )
     merged = base + change + error
-    merged[2, 3], change[4, 5] = np.nan, np.inf
+    merged[2, 3], change[4, 5], base[1, 600] = np.nan, np.inf, np.inf
     blocks = [np.asarray(block, order="F" if turned else "C")
               for block in (base, change, plain, merged)]  # fmt: skip
     rows, height = (shape[1], 300) if turned else (shape[0], 3)
-    sums = Adding(shape[0 if axis == "output" else 1], axis, dtype)
+    sums = Adding(shape[0 if axis == "output" else 1], axis, dtype, of_base)
     for top in range(0, rows, height):
         here, all_ = slice(top, min(top + height, rows)), slice(0, shape[0 if turned else 1])
         outputs, inputs = (all_, here) if turned else (here, all_)
         sums.add(*(block[outputs, inputs] for block in blocks), outputs, inputs)
     columns, tensor = sums.total()
-    good = np.isfinite(merged) & np.isfinite(change)
+    good = np.isfinite(merged) & np.isfinite(change) & np.isfinite(base)
     squares = np.where(np.isfinite(change), change, 0) ** 2
     of_rows = np.sqrt(squares.mean(axis=0 if turned else 1, keepdims=True))
-    allowed = roundoff(dtype) * (abs(base) + abs(base + change)) + products(dtype) * of_rows
-    allowed += least(dtype)
+    allowed = roundoff(of_base or dtype) * abs(base) + roundoff(dtype) * abs(base + change)
+    allowed += products(dtype) * of_rows + least(dtype)
     w, x, z, y, e = (
-        np.where(good, each, 0) / np.where(good, allowed, 1)
+        np.where(good, each, 0.0) / np.where(good, allowed, 1.0)
         for each in (base, change, plain, merged - base, merged - base - change)
     )
     along = 1 if axis == "output" else 0
@@ -221,7 +271,7 @@ def test_sums_are_those_of_plain_float64(axis: Any, turned: bool, dtype: str) ->
         atol = 1e-12 * np.abs(one * other).sum(axis=along).max()
         assert_allclose(getattr(columns, found), want, rtol=1e-9, atol=atol, err_msg=found)
     assert columns.count.sum() == good.sum()
-    assert (tensor.damaged, tensor.broken) == (1, 1)
+    assert (tensor.damaged, tensor.broken) == (1, 1)  # not where the base itself is infinite
     assert tensor.largest == pytest.approx(np.abs(e).max())
     assert tensor.over == (np.abs(e) > 4).sum()
     seen = np.abs(x) >= 2

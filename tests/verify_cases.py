@@ -40,12 +40,14 @@ KINDS: dict[str, tuple[Make, dict[str, Any]]] = {
 }
 
 
-def write_kind(folder: Path, kind: str, dtype: torch.dtype, size: float = 0.02) -> None:
-    """base/ in a dtype, and adapter/ away from its start, with ‖ΔW‖ by size."""
+def write_kind(
+    folder: Path, kind: str, dtype: torch.dtype, size: float = 0.02, seed: int = 1
+) -> None:
+    """base/ in a dtype, and adapter/ away from its start by a seed, with ‖ΔW‖ by size."""
     make, config = KINDS[kind]
     write_base(seeded(make, dtype), folder / "base", dtype)
     adapted = get_peft_model(seeded(make, dtype), LoraConfig(r=4, lora_alpha=8, **config))
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     for name, parameter in adapted.named_parameters():
         if "magnitude" in name:
             parameter.data *= 1 + 0.1 * torch.randn_like(parameter)

@@ -1,28 +1,31 @@
 """The main job: base and tuned checkpoints in, tables out."""
 
 import atexit
+import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from wdecomp.checkpoint import Checkpoint, is_there, open_checkpoint
+from wdecomp.checkpoint import Checkpoint, is_there, open_checkpoint, sample_sha256
 from wdecomp.decomposition import AXES, Axis, compilation_told, require_device
+from wdecomp.decomposition.spectral import Settings
 from wdecomp.errors import CheckpointError, PairingError
 from wdecomp.inputs import Tuned, joined, named_path, parse_tuned, place_filter
 from wdecomp.pairing import LeftOut, pair, through_other_base
 from wdecomp.progress import aside, byte_progress
-from wdecomp.scan import Options, Plan, Run, make_plan, run_units
-from wdecomp.table import VERSION, Results, open_folder
+from wdecomp.scan import Options, Plan, Run, Spectral, make_plan, run_units
+from wdecomp.table import VERSION, Results, open_folder, refuse_busy
 
 Axes = Literal["output", "input", "both"]
 Columns = Literal["none", "output", "input", "both"]
 QUANTIZATION = "quantization"  # the run that shows what quantising the base did
 COMPILING = "Compiling the kernel for these dtypes: some seconds, once; it is kept."
+SPECTRAL_UNIT_BYTES = 16 << 20  # of input: decomposing takes much longer than reading
 LIBRARIES = ("wdecomp", "numba", "numpy", "pandas", "pyarrow", "scipy")
 
 
@@ -40,6 +43,8 @@ def compare(
     progress: bool = False,
     allow_pickle: bool = False,
     device: str = "cpu",
+    spectral: bool = False,
+    checksums: bool = False,
 ) -> Results:
     """The tables of ΔM and ΔD of every tuned checkpoint against its base.
 
@@ -67,11 +72,18 @@ def compare(
         allow_pickle: open pickled files (`.bin`, `.pt`, …) too, as tensors alone; needs torch.
         device: "cpu", or "numpy" (the same, slowly, without compiled sums), or "cuda" or
             "cuda:N" for sums on a GPU; that needs torch.
+        spectral: make `spectra`, too: what the singular values of each change say, and where it
+            lies beside its base. One whole pair of matrices is held at a time, in float32; it
+            takes much longer than all else.
+        checksums: make `inputs`, too: the CRC-32 of every byte that is read, by which
+            `wdecomp check --inputs` finds what has changed since.
 
     Raises:
         WdecompError: a path, a file, a pair of checkpoints or the folder is not what it must be.
     """
     require_device(device)
+    folder_path = _temporary_folder() if out is None else Path(out)
+    refuse_busy(folder_path)  # before headers are read, which may take a while
     plan = plan_comparison(
         base,
         *tuned,
@@ -79,18 +91,20 @@ def compare(
         layers=layers,
         base_dequantized=base_dequantized,
         allow_pickle=allow_pickle,
+        unit_bytes=SPECTRAL_UNIT_BYTES if spectral else None,
     )
     axes = _axes(axis, ("output", "input", "both"))
     kept = _axes(columns, ("none", "output", "input", "both"))
-    options = Options(axes, tuple(a for a in kept if a in axes), device=device)
-    folder_path = _temporary_folder() if out is None else Path(out)
+    spectra = Spectral(Settings(), workers or os.cpu_count() or 1) if spectral else None
+    axes_kept = tuple(a for a in kept if a in axes)
+    options = Options(axes, axes_kept, device=device, spectral=spectra, checksums=checksums)
     with open_folder(folder_path, _record(plan, options), restart) as folder:
         if folder.is_done():
             folder.discard_parts()
             return Results(folder_path)
         todo = sum(
             plan.nbytes(name) for unit in folder.pending() for name in plan.units[unit].parameters
-        )
+        ) * (1 + spectral + checksums)
         with (
             compilation_told(lambda: aside(COMPILING, progress)),
             byte_progress(todo, "reading", progress) as on_bytes,
@@ -108,8 +122,12 @@ def plan_comparison(
     layers: Iterable[int] | None = None,
     base_dequantized: str | Path | None = None,
     allow_pickle: bool = False,
+    unit_bytes: int | None = None,
 ) -> Plan:
-    """What `compare` would do, from headers alone; arguments and errors as there."""
+    """What `compare` would do, from headers alone; arguments and errors as there.
+
+    unit_bytes: of input to a unit of work; see `make_plan`.
+    """
     if not tuned:
         raise PairingError("There is a base and nothing to compare with it: name a tuned one too.")
     named = joined(run for path in tuned for run in parse_tuned(str(path)))
@@ -124,7 +142,7 @@ def plan_comparison(
     else:
         quantized = open_checkpoint(named_path(str(base_dequantized)), allow_pickle)
         runs = _runs_on_quantized(base_checkpoint, quantized, opened)
-    plan = make_plan(base_checkpoint, runs, place_filter(modules, layers))
+    plan = make_plan(base_checkpoint, runs, place_filter(modules, layers), unit_bytes)
     if not plan.units:
         kinds = sorted({p.place.module for run in runs for p in run.pairing.matrices.values()})
         raise PairingError(
@@ -203,7 +221,9 @@ def _record(plan: Plan, options: Options) -> dict[str, Any]:
         "wdecomp": version("wdecomp"),
         "schema": VERSION,
         "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
-        "options": {"axes": list(options.axes), "columns": list(options.columns)},
+        "options": {"axes": list(options.axes), "columns": list(options.columns)}
+        | ({"spectral": asdict(options.spectral.settings)} if options.spectral else {})
+        | ({"checksums": "crc32"} if options.checksums else {}),
         "base": _source(plan.base),
         "runs": [
             {"run": run.name, "method": run.method, "step": run.step} | _source(run.checkpoint)
@@ -230,6 +250,7 @@ def _source(checkpoint: Checkpoint) -> dict[str, Any]:
                 "bytes": shard.size,
                 "mtime_ns": shard.mtime_ns,
                 "header_sha256": shard.header_sha256,
+                "sample_sha256": sample_sha256(shard.path, shard.size),
             }
             for shard in checkpoint.shards
         ],

@@ -14,6 +14,7 @@ from wdecomp.audit.magnitudes import is_still
 from wdecomp.audit.seen import Seen, counted
 
 PARTIAL_LAYERS = re.compile(r"\S+ is adapted in \d+ of \d+ layers \(not in .+\)")
+A_LAYER = re.compile(r"(?:^|\.)\d+\.")  # in the name of a target
 NO_ALPHA = "does not say with which alpha"
 OVERWHELMING = 1.0  # ‖ΔW‖ over ‖W0‖
 UNQUANTISED = ("BF16", "F16", "F32", "F64")
@@ -107,8 +108,16 @@ def _nominal(row: "pd.Series[Any]") -> int:
 def partial_layers(seen: Seen) -> Iterator[Finding]:
     """Module kinds that only some layers have an adapter of, as pairing noted it."""
     noted = list(dict.fromkeys(note for note in seen.notes if PARTIAL_LAYERS.fullmatch(note)))
-    if noted and not seen.config.get("layers_to_transform"):
+    if noted and not _names_layers(seen.config):
         yield seen.found(PARTIAL, "warning", "; ".join(noted), kinds=len(noted))
+
+
+def _names_layers(config: Mapping[str, Any]) -> bool:
+    """Whether somebody said which layers are to have an adapter."""
+    lists = [config.get(field) for field in ("target_modules", "target_parameters")]
+    targets = [target for each in lists if isinstance(each, list) for target in each]
+    named = any(A_LAYER.search(target) for target in targets if isinstance(target, str))
+    return named or bool(config.get("layers_to_transform"))
 
 
 def overwhelming(seen: Seen) -> Iterator[Finding]:

@@ -49,7 +49,7 @@ MISORDERED = Rule(
 )
 DECAYED = Rule(
     "decay-dominated",
-    "magnitudes shrank by nearly one factor: weight decay, not learning",
+    "magnitudes shrank by nearly one factor, as weight decay makes them",
     "Set the weight decay of magnitudes (and of fully tuned weights) to 0 before reading dM; such "
     "a run's correlation of dM with dD is negative by arithmetic.",
 )

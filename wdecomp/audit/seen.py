@@ -10,7 +10,7 @@ import pandas as pd
 from wdecomp.audit.finding import Evidence, Finding, Rule, Severity
 from wdecomp.errors import ResultsError
 from wdecomp.table import Results
-from wdecomp.table.schema import FACTS
+from wdecomp.table.schema import FACTS, FITS, MODULES
 
 QUANTIZATION = "quantization"  # a run that shows what quantising the base did, and what ends in it
 OUTPUT = "output"
@@ -92,13 +92,14 @@ def seen_in(results: Results) -> Iterator[Seen]:
     Raises:
         ResultsError: the tables cannot be read, or were made before they had what this needs.
     """
-    lacking = [name for name in FACTS.names if name not in results.facts]
-    if lacking:
-        raise ResultsError(
-            f"{results.path}: facts.parquet has no {lacking[0]}. It was made by an older wdecomp: "
-            "compare again."
-        )
     modules, left_out = results.modules, results.left_out
+    for file, schema in (("facts", FACTS), ("modules", MODULES), ("fits", FITS)):
+        lacking = [name for name in schema.names if name not in getattr(results, file)]
+        if lacking:
+            raise ResultsError(
+                f"{results.path}: {file}.parquet has no {lacking[0]}. It was made by an older "
+                "wdecomp: compare again."
+            )
     gone = left_out["side"].eq("base") & left_out["reason"].str.startswith("no such tensor")
     facts = _by_step(results.facts, [name for name in FACTS.names if name not in WHERE])
     turned = _by_step(modules[modules["axis"] == OUTPUT], TURNED)

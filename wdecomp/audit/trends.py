@@ -21,23 +21,29 @@ POOLED = Rule(
 
 
 def pooled_sign(results: Results) -> Iterator[Finding]:
-    """Module kinds whose pooled and within-step correlation exclude zero on opposite sides."""
+    """Module kinds whose pooled and within-step correlation exclude zero on opposite sides.
+
+    By the intervals over points, which tell a pattern from noise in these figures; what resampled
+    layers leave open, by wider ones, is said.
+    """
     fits = results.fits
     of_interest = (fits["response"] == "delta_magnitude") & (fits["estimator"] == "pearson")
     fits = fits[of_interest & (fits["axis"] == OUTPUT) & (fits["low"] * fits["high"] > 0)]
+    fits = fits.assign(settled=fits["cluster_low"] * fits["cluster_high"] > 0)
     keys = ["run", "stack", "module"]
     pooled, within = (
-        fits[fits["grouping"] == grouping].set_index(keys)["value"]
+        fits[fits["grouping"] == grouping].set_index(keys)[["value", "settled"]]
         for grouping in ("pooled", "within_step")
     )
-    both = pd.DataFrame({"pooled": pooled, "within": within}).dropna()
-    both = both[both["pooled"] * both["within"] < 0].reset_index()
+    both = pooled.join(within.add_suffix("_within"), how="inner")
+    both = both[both["value"] * both["value_within"] < 0].reset_index()
     for run, rows in both.groupby("run", sort=False):
         shown = "; ".join(
-            f"{row.stack}.{row.module} {row.pooled:+.2f} pooled, {row.within:+.2f} within a step"
+            f"{row.stack}.{row.module} {row.value:+.2f} pooled, {row.value_within:+.2f} within a "
+            f"step{'' if row.settled and row.settled_within else ' (open over layers)'}"
             for row in rows.itertuples()
         )
-        evidence = {f"{row.stack}.{row.module}": f"{row.pooled:+.3f} / {row.within:+.3f}"
+        evidence = {f"{row.stack}.{row.module}": f"{row.value:+.3f} / {row.value_within:+.3f}"
                     for row in rows.itertuples()}  # fmt: skip
         yield Finding(POOLED, "note", str(run), (), shown, evidence)
 

@@ -1,5 +1,6 @@
 """Rules about weights, of any method."""
 
+import re
 from collections.abc import Iterator
 
 from wdecomp.audit.finding import Finding, Rule, Severity
@@ -7,6 +8,7 @@ from wdecomp.audit.seen import Seen, counted
 from wdecomp.names import place
 
 NEAR_FLOOR = 2.0  # times the ΔD that rounding alone gives
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer or an expert: all but it is alike
 REPLACED_FROM = 0.8  # mean ΔD: columns that know nothing of the base's
 
 NONFINITE = Rule(
@@ -52,23 +54,34 @@ def nonfinite(seen: Seen) -> Iterator[Finding]:
 
 
 def unchanged(seen: Seen) -> Iterator[Finding]:
-    """Matrices of a full checkpoint that equal the base's: all, whole kinds, or some layers."""
+    """Matrices of a full checkpoint that equal the base's: all, in all layers, or in some."""
     if seen.is_adapter:
         return
     rows = seen.matrices
     same = rows[rows["unchanged"]]
     if len(same) and len(same) == len(rows):
-        message = f"all {len(rows)} matrices equal the base's: nothing was trained, or not saved"
-        yield seen.found(UNCHANGED, "error", message, same)
+        yield _all_unchanged(seen)
         return
-    whole = rows.groupby(["stack", "module"])["unchanged"].transform("all")
+    like = rows["parameter"].str.replace(NUMBER, "N", regex=True)
+    whole = rows.groupby(like)["unchanged"].transform("all")
     partly, wholly = same[~whole[same.index]], same[whole[same.index]]
     if len(partly):
         message = f"{counted(partly, rows)} matrices equal the base's, and their like do not"
         yield seen.found(UNCHANGED, "warning", message, partly)
     if len(wholly):
-        message = f"{counted(wholly, rows)} matrices, whole kinds of module, equal the base's"
+        message = f"{counted(wholly, rows)} matrices equal the base's, and so do their like"
         yield seen.found(UNCHANGED, "note", message, wholly)
+
+
+def _all_unchanged(seen: Seen) -> Finding:
+    rows = seen.matrices
+    vectors = seen.facts.drop(rows.index)
+    trained = vectors[~vectors["unchanged"]]
+    message = f"all {len(rows)} matrices equal the base's"
+    if len(trained):  # biases or norms alone, as in BitFit and LN tuning
+        message += f", and {counted(trained, vectors)} vectors do not"
+        return seen.found(UNCHANGED, "note", message, rows)
+    return seen.found(UNCHANGED, "error", f"{message}: nothing was trained, or not saved", rows)
 
 
 def missing(seen: Seen) -> Iterator[Finding]:

@@ -5,8 +5,8 @@ draw it.
 """
 
 from wdecomp.charts.chart import Chart
+from wdecomp.charts.panels import Panel, panels
 from wdecomp.charts.pictures import interactive_scatter, static_scatter
-from wdecomp.charts.scatter import Panel, panels
 from wdecomp.charts.views import View, chart_of
 
 __all__ = [

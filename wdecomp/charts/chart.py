@@ -5,7 +5,7 @@ what it shows. Words are plain text: whoever draws them escapes them.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -134,7 +134,7 @@ class Chart:
     title: str
     rows: tuple[tuple[Facet, ...], ...]
     scale: Scale | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     alt: str = ""
 
     @property

@@ -27,8 +27,8 @@ def columns_chart(
 ) -> Chart:
     """A facet per run with the same axes: a mark for each column up to `most`, beyond, densities.
 
-    Axes are logarithmic; columns that are zero there, or eight decades below the largest, are
-    counted in the remark.
+    Axes are logarithmic; columns that are zero, NaN, or eight decades below the largest are counted
+    in the remark.
 
     Args:
         columns: run → its rows of `Results.columns`: of one matrix, or of many.
@@ -45,10 +45,10 @@ def columns_chart(
     for run, table in columns.items():
         seen = drawn[run]
         hidden = int(len(seen) - seen.sum())
-        remark = f"n = {len(table)}" + (f", {hidden} at or near 0 are not drawn" if hidden else "")
+        absent = f", {hidden} not drawn (0, nearly 0 or NaN)" if hidden else ""
         a, b = points[run][0][seen], points[run][1][seen]
         marks = _density(a, b, x, y) if dense else _signs(run, table[seen], a, b)
-        facets.append(Facet(run, x, y, marks, remark, colours[run]))
+        facets.append(Facet(run, x, y, marks, f"n = {len(table)}{absent}", colours[run]))
     counts = [m.values.ravel() for f in facets for m in f.marks if isinstance(m, Cells)]
     scale = value_scale("columns", np.concatenate(counts)) if counts else None
     said = "; ".join(f"{facet.heading}: {facet.remark}" for facet in facets)
@@ -63,8 +63,9 @@ def _points(table: pd.DataFrame) -> tuple[Floats, Floats]:
 
 
 def _axis(title: str, values: list[Floats]) -> Axis:
-    largest = max((float(v.max()) for v in values if v.size), default=1.0)
-    return axis_of(title, [v[v > largest * 10**-DECADES] for v in values], "log")
+    found = np.concatenate([v[np.isfinite(v)] for v in values] or [np.empty(0)])
+    least = found.max() * 10**-DECADES if found.size else 0.0
+    return axis_of(title, [found[found > least]], "log")
 
 
 def _in_sight(part: tuple[Floats, Floats], x: Axis, y: Axis) -> npt.NDArray[np.bool_]:
@@ -94,3 +95,9 @@ def _density(x: Floats, y: Floats, over_x: Axis, over_y: Axis) -> tuple[Mark, ..
     counts, _, _ = np.histogram2d(x, y, bins=edges)
     values = np.where(counts > 0, counts, np.nan).T
     return (Cells(edges[0], edges[1], values),)
+
+
+def largest_columns(columns: pd.DataFrame, most: int = 20) -> pd.DataFrame:
+    """The columns whose magnitudes changed most, the first the most: rows of `Results.columns`."""
+    order = np.argsort(-np.abs(numbers(columns, "delta_magnitude")), kind="stable")
+    return columns.iloc[order[:most]]

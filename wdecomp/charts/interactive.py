@@ -23,7 +23,8 @@ CONFIG = {
     "responsive": True,
 }
 ROW, ABOVE, BELOW = 240, 76, 56  # pixels: a facet, what is above it, what is below the last
-GAP = 0.16  # of the width, between facets, in all
+GAP, GAP_OF_TICKS = 0.16, 0.24  # of the width, between facets, in all; where each has own numbers
+HEADING = (32, 24)  # characters of a name above a facet; where more than three stand in a row
 LEGEND_LINE, LEGEND_WIDTH = 22, 900
 CLEAR, OUTLINE = "rgba(0,0,0,0)", "rgba(128,128,128,0.6)"
 Spec = dict[str, Any]
@@ -53,12 +54,13 @@ def spec_of(chart: Chart) -> Spec:
         bare = any(isinstance(mark, Cells) for mark in facet.marks)
         across = _axis(facet.x, x, seen, bare) | {"domain": _width(chart, column), "anchor": y}
         up = _axis(facet.y, y, seen, bare) | {"domain": _height(chart, row), "anchor": x}
-        if column > 0 and facet.y == chart.rows[row][0].y:
-            up |= {"title": {"text": ""}, "showticklabels": False}
+        first = chart.rows[row][0].y
+        if column > 0 and facet.y.title == first.title:
+            up |= {"title": {"text": ""}, "showticklabels": facet.y != first}
         if _has_facet_below(chart, row, column):
             across |= {"title": {"text": ""}}
         layout[f"xaxis{x[1:]}"], layout[f"yaxis{y[1:]}"] = across, up
-        layout["annotations"].append(_head(facet, x, y))
+        layout["annotations"].append(_head(facet, x, y, HEADING[chart.n_columns > 3]))
         layout["shapes"] += [_level(mark, x, y) for mark in facet.marks if isinstance(mark, Level)]
     data += [legend_entry(mark) | {"xaxis": "x", "yaxis": "y"} for mark in entries]
     return {"data": data, "layout": layout}
@@ -92,7 +94,8 @@ def _is_on_scale(mark: Mark) -> bool:
 
 def _width(chart: Chart, column: int) -> list[float]:
     n = chart.n_columns
-    gap = GAP / n if n > 1 else 0.0
+    own = any(facet.y != row[0].y for row in chart.rows for facet in row)
+    gap = (GAP_OF_TICKS if own else GAP) / n if n > 1 else 0.0
     wide = (1 - gap * (n - 1)) / n
     return [column * (wide + gap), column * (wide + gap) + wide]
 
@@ -132,9 +135,9 @@ def _axis(axis: Axis, name: str, seen: dict[tuple[str, Axis], str], bare: bool) 
     return look
 
 
-def _head(facet: Facet, x: str, y: str) -> Spec:
+def _head(facet: Facet, x: str, y: str, most: int) -> Spec:
     square = f'<span style="color:{facet.colour}">{SQUARE}</span> ' if facet.colour else ""
-    heading = f"{square}<b>{literal(short(facet.heading))}</b>"
+    heading = f"{square}<b>{literal(short(facet.heading, most))}</b>"
     place = {"xref": f"{x} domain", "yref": f"{y} domain", "x": 0, "y": 1}
     return {
         **place,

@@ -38,7 +38,9 @@ def layers_chart(
     rows: list[tuple[Facet, ...]] = []
     for start in range(0, len(kinds), IN_A_ROW):
         for figure in (response, "delta_direction"):
-            y = axis_of(FIGURES[figure], [numbers(part, figure) for part in parts.values()])
+            shown = [name for name in (figure, f"null_{figure}") if name in here]
+            values = [numbers(part, name) for part in parts.values() for name in shown]
+            y = axis_of(FIGURES[figure], values)
             rows.append(
                 tuple(
                     Facet(name, x, y, _marks(parts[kind], figure, y, colours))

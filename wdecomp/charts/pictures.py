@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wdecomp.charts.files import commit_bytes
-from wdecomp.charts.scatter import Panel, scatter_chart
+from wdecomp.charts.panels import Panel
+from wdecomp.charts.scatter import scatter_chart
 
 TITLE = 40  # pixels
 

@@ -1,122 +1,22 @@
 """What Figs. 2 and 7 of the DoRA paper show: ΔM against ΔD, a point per layer and step."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from wdecomp.charts.axes import Kind, axis_of, hidden
-from wdecomp.charts.chart import Axis, Band, Chart, Facet, Floats, Level, Line, Mark, Points
+from wdecomp.charts.chart import Axis, Band, Chart, Facet, Level, Line, Mark, Points, wrapped
+from wdecomp.charts.panels import NULL, Panel
 from wdecomp.charts.scale import layer_scale
-from wdecomp.charts.style import COLOURS, GREY, OTHER_COLOUR, run_colours
-from wdecomp.charts.table import RESPONSES, hover, keys, methods_of, numbers, sequence
+from wdecomp.charts.style import GREY
+from wdecomp.charts.table import RESPONSES, hover, keys, numbers, sequence
 
 X_TITLE = "ΔD, mean 1 − cos"
 Y_TITLE = RESPONSES["delta_magnitude"]
 MOST_POINTS = 3000  # that a browser draws as shapes without a pause
 FEW = 60  # points of a panel; more are drawn smaller
 ALONG = 24  # points of a line or band, which bend where axes are logarithmic
-EXTRA = (
-    *("null_delta_direction", "null_delta_magnitude"),
-    *("floor_delta_direction", "floor_delta_magnitude"),
-)
-
-__all__ = ["COLOURS", "OTHER_COLOUR", "Panel", "panels", "scatter_chart"]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One run's points for one module kind, and the line through them.
-
-    points: columns run, step, layer, parameter, delta_direction, the response (delta_magnitude);
-        where the table has them, what random updates of the same size would give
-        (null_delta_direction, null_delta_magnitude) and what rounding alone would (floor_…).
-    correlation, slope, intercept: pooled over layers and steps; NaN where there are too few.
-    low, high: the correlation's interval; slope_low, slope_high: the slope's.
-    """
-
-    title: str
-    colour: str
-    points: pd.DataFrame
-    correlation: float
-    slope: float
-    intercept: float
-    low: float = np.nan
-    high: float = np.nan
-    slope_low: float = np.nan
-    slope_high: float = np.nan
-    response: str = "delta_magnitude"
-
-    @property
-    def caption(self) -> str:
-        """Title, correlation and number of points, for the head of the panel."""
-        return f"{self.title}: r = {self.correlation:+.2f}, n = {len(self.points)}"
-
-    @property
-    def remark(self) -> str:
-        """Correlation with its interval, and the number of points."""
-        if not np.isfinite(self.correlation):
-            return f"too few points for a line, n = {len(self.points)}"
-        interval = f" [{self.low:+.2f}, {self.high:+.2f}]" if np.isfinite(self.low) else ""
-        return f"r = {self.correlation:+.2f}{interval}, n = {len(self.points)}"
-
-    def line(self, at: Floats) -> Floats:
-        """The line's ordinate."""
-        return self.intercept + self.slope * at
-
-    def reach(self, at: Floats) -> Floats:
-        """Half the height of the line's 95 % band: s·√(Var x + (x − x̄)²), s the slope's interval.
-
-        For the interval by formula this is the classical band of a least-squares line; where the
-        slope's interval comes from resampling layers, so does the band.
-        """
-        x = numbers(self.points, "delta_direction")
-        reach: Floats = (self.slope_high - self.slope_low) / 2 * np.hypot(x.std(), at - x.mean())
-        return reach
-
-
-def panels(
-    modules: pd.DataFrame,
-    fits: pd.DataFrame,
-    module: str,
-    stack: str,
-    axis: str = "output",
-    response: str = "delta_magnitude",
-) -> list[Panel]:
-    """A panel for every run that has this module kind in this stack.
-
-    Args:
-        modules: the table of matrices, or part of it.
-        fits: statistics of the same rows.
-        module: the module kind, "q" in Fig. 2, "v" in Fig. 7.
-        stack: "encoder", "decoder", "cross", ….
-        axis: "output" or "input".
-        response: "delta_magnitude" or "relative_delta_magnitude".
-    """
-    here = modules[
-        (modules["module"] == module) & (modules["stack"] == stack) & (modules["axis"] == axis)
-    ]
-    chosen = fits[
-        (fits["module"] == module)
-        & (fits["stack"] == stack)
-        & (fits["axis"] == axis)
-        & (fits["response"] == response)
-        & (fits["grouping"] == "pooled")
-    ]
-    colours = run_colours(methods_of(modules))
-    kept = ["run", "step", "layer", "parameter", "delta_direction", response]
-    kept += [name for name in EXTRA if name in here and response == "delta_magnitude"]
-    return [
-        Panel(
-            title=str(run),
-            colour=colours[str(run)],
-            points=points[kept],
-            response=response,
-            **_figures(chosen[chosen["run"] == run].set_index("estimator")),
-        )
-        for run, points in here.groupby("run", sort=False)
-    ]
 
 
 def scatter_chart(
@@ -150,35 +50,20 @@ def scatter_chart(
             notes += _missing(panel, x, y)
             marks = _marks(panel, (x, y), order, max(every, 1))
             facets.append(Facet(panel.title, x, y, marks, panel.remark, panel.colour))
-        grid += [tuple(facets[i : i + 4]) for i in range(0, len(facets), 4)]
+        abreast = 4 if all(panel.grouping == "pooled" for panel in row) else 3  # longer headings
+        grid += wrapped(facets, abreast)
     layers = [panel.points["layer"] for panel in everything]
     said = "; ".join(f"{panel.title}: {panel.remark}" for panel in everything)
     return Chart(title, tuple(grid), layer_scale(layers), tuple(notes), f"{title}. {said}.")
-
-
-def _figures(fits: pd.DataFrame) -> dict[str, float]:
-    """A panel's numbers; intervals by resampling layers where there are such, else by formula."""
-    value = numbers(fits, "value")
-    clustered = np.isfinite(numbers(fits, "cluster_low"))
-    low, high = (
-        np.where(clustered, numbers(fits, f"cluster_{end}"), numbers(fits, end))
-        for end in ("low", "high")
-    )
-    r, slope, intercept = (fits.index.get_loc(name) for name in ("pearson", "slope", "intercept"))
-    return {
-        **{"correlation": float(value[r]), "low": float(low[r]), "high": float(high[r])},
-        **{"slope": float(value[slope]), "intercept": float(value[intercept])},
-        **{"slope_low": float(low[slope]), "slope_high": float(high[slope])},
-    }
 
 
 def _axes(row: list[Panel], scale: Kind) -> tuple[Axis, Axis]:
     x = [numbers(panel.points, "delta_direction") for panel in row]
     y = [numbers(panel.points, panel.response) for panel in row]
     y += [np.maximum(panel.line(a), b.min()) for panel, a, b in zip(row, x, y, strict=True)]
-    nulls = [panel.points for panel in row if EXTRA[1] in panel.points]
-    x += [numbers(points, EXTRA[0]) for points in nulls]
-    y += [numbers(points, EXTRA[1]) for points in nulls]
+    nulls = [panel.points for panel in row if NULL[1] in panel.points]
+    x += [numbers(points, NULL[0]) for points in nulls]
+    y += [numbers(points, NULL[1]) for points in nulls]
     title = RESPONSES[row[0].response] if row else Y_TITLE
     return axis_of(X_TITLE, x, scale), axis_of(title, y, scale)
 
@@ -197,11 +82,12 @@ def _marks(
     drawn = panel.points.iloc[::every]
     for step, at_step in drawn.groupby("step", dropna=False, sort=False):
         known = not pd.isna(step)
+        layers = numbers(at_step, "layer")
         marks.append(
             Points(
                 numbers(at_step, "delta_direction"),
                 numbers(at_step, panel.response),
-                numbers(at_step, "layer"),
+                layers if np.isfinite(layers).any() else GREY,
                 marker=order[step if known else None],
                 label=f"step {step}" if known else "final",
                 size=8 if len(drawn) <= FEW else 6,
@@ -215,10 +101,12 @@ def _marks(
 def _trend(panel: Panel, axes: tuple[Axis, Axis]) -> list[Mark]:
     if not np.isfinite(panel.slope):
         return []
-    x, y = numbers(panel.points, "delta_direction"), axes[1]
-    at = np.linspace(x.min(), x.max(), ALONG)
+    if panel.grouping == "within_step":
+        # A band would be of the slope alone; each line is where its step's points are.
+        return [_line(step, axes[1]) for step in panel.steps()]
+    line = _line(panel, axes[1])
+    at, y = line.x, axes[1]
     middle, reach = panel.line(at), panel.reach(at)
-    line = Line(at, np.where(middle > 0, middle, np.nan) if y.log else middle, panel.colour)
     if not np.isfinite(reach).all():
         return [line]
     low = np.maximum(middle - reach, y.low) if y.log else middle - reach
@@ -226,10 +114,17 @@ def _trend(panel: Panel, axes: tuple[Axis, Axis]) -> list[Mark]:
     return [Band(at, low, high, panel.colour, "95 % band of the line"), line]
 
 
+def _line(panel: Panel, y: Axis) -> Line:
+    x = numbers(panel.points, "delta_direction")
+    at = np.linspace(np.nanmin(x), np.nanmax(x), ALONG)
+    middle = panel.line(at)
+    return Line(at, np.where(middle > 0, middle, np.nan) if y.log else middle, panel.colour)
+
+
 def _null(panel: Panel, every: int) -> list[Mark]:
     if "null_delta_magnitude" not in panel.points:
         return []
-    points = panel.points.iloc[::every].dropna(subset=list(EXTRA[:2]))
+    points = panel.points.iloc[::every].dropna(subset=list(NULL))
     if points.empty:
         return []
     return [

@@ -21,6 +21,16 @@ def numbers(table: pd.DataFrame, column: str) -> Floats:
     return np.asarray(table[column].to_numpy(dtype=np.float64, na_value=np.nan), np.float64)
 
 
+def intervals(fits: pd.DataFrame) -> tuple[Floats, Floats]:
+    """The ends of each statistic's: by resampling layers where there is such, else by formula."""
+    clustered = np.isfinite(numbers(fits, "cluster_low"))
+    low, high = (
+        np.where(clustered, numbers(fits, f"cluster_{end}"), numbers(fits, end))
+        for end in ("low", "high")
+    )
+    return low, high
+
+
 def hover(points: pd.DataFrame) -> tuple[str, ...]:
     """Which matrix a point is: run, step, layer and the full parameter name."""
     columns = [points[name] for name in ("run", "step", "layer", "parameter")]

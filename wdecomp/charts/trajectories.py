@@ -33,8 +33,8 @@ def trajectories_chart(
         axis: "output" or "input".
         response: "delta_magnitude" or "relative_delta_magnitude".
     """
-    wanted = pd.MultiIndex.from_frame(modules[["stack", "module"]]).isin(list(kinds))
-    here = modules[wanted & (modules["axis"] == axis) & modules["step"].notna()]
+    here = modules[(modules["axis"] == axis) & modules["step"].notna()]
+    here = here[pd.MultiIndex.from_frame(here[["stack", "module"]]).isin(list(kinds))]
     runs = run_colours(methods_of(here))
     lines = ["layer"] if len(kinds) == 1 else ["stack", "module"]
     means = here.groupby(["run", *lines, "step"], sort=False, dropna=False)[

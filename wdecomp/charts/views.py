@@ -1,6 +1,6 @@
 """Which picture of which results: the choices that the commands, the report and the app share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -8,14 +8,17 @@ import pandas as pd
 from wdecomp.charts.axes import Kind
 from wdecomp.charts.chart import Chart
 from wdecomp.charts.columns import columns_chart
+from wdecomp.charts.fits import fits_chart
 from wdecomp.charts.heatmap import heatmap_chart
 from wdecomp.charts.layers import layers_chart
-from wdecomp.charts.scatter import panels, scatter_chart
+from wdecomp.charts.panels import panels
+from wdecomp.charts.scatter import scatter_chart
 from wdecomp.charts.table import kind_names, kinds_of, last_steps, methods_of
 from wdecomp.charts.trajectories import trajectories_chart
 from wdecomp.errors import ResultsError, some
 from wdecomp.stats import module_fits
 from wdecomp.table import Results
+from wdecomp.table.growing import Growing
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,12 @@ class View:
     kinds: (stack, module kind).
     runs, steps: only these; all if empty. Where a figure has room for one step, it is each run's
         last among them.
+    layers: only those from the first to the last of these two; all if None.
     relative: ΔM/m0 in place of ΔM.
     direction: ΔD in place of ΔM, in a heatmap.
     matrix: the parameter whose columns are drawn; all of the kinds if empty.
     own_axes: each panel of a scatter has its own axes.
+    grouping: which statistics: "pooled", or "within_step" (each step's means subtracted).
     """
 
     figure: str
@@ -36,11 +41,13 @@ class View:
     axis: str = "output"
     runs: tuple[str, ...] = ()
     steps: tuple[int, ...] = ()
+    layers: tuple[int, int] | None = None
     relative: bool = False
     direction: bool = False
     matrix: str = ""
     own_axes: bool = False
     scale: Kind = "auto"
+    grouping: str = "pooled"
 
     @property
     def response(self) -> str:
@@ -104,13 +111,27 @@ def find_kinds(modules: pd.DataFrame, names: tuple[str, ...], stack: str) -> lis
 
 
 def _scatter(results: Results, rows: pd.DataFrame, view: View) -> Chart:
-    fits = module_fits(rows) if view.steps else results.fits
+    fits = _fits_of(results, rows, view)
     grid = {
-        name: panels(rows, fits, module, stack, view.axis, view.response)
+        name: panels(rows, fits, module, stack, view.axis, view.response, view.grouping)
         for (stack, module), name in zip(view.kinds, kind_names(view.kinds), strict=True)
     }
     title = f"Magnitude against direction: {_named(view)}"
     return scatter_chart(grid, title, shared=not view.own_axes, scale=view.scale)
+
+
+def _fits_of(results: Results, rows: pd.DataFrame, view: View) -> pd.DataFrame:
+    """The statistics of the points that are drawn; of tables that grow, of these points alone."""
+    if view.steps or view.layers or isinstance(results, Growing):
+        return module_fits(rows[_of_kinds(rows, view.kinds)])
+    return results.fits
+
+
+def _fits(results: Results, rows: pd.DataFrame, view: View) -> Chart:
+    fits = _fits_of(results, rows, view)
+    title = f"Correlation and slope: {_named(view)}"
+    methods = methods_of(rows)
+    return fits_chart(fits, view.kinds, methods, title, view.axis, view.response, view.grouping)
 
 
 def _layers(results: Results, rows: pd.DataFrame, view: View) -> Chart:
@@ -136,10 +157,8 @@ def _trajectories(results: Results, rows: pd.DataFrame, view: View) -> Chart:
 
 def _columns(results: Results, rows: pd.DataFrame, view: View) -> Chart:
     chosen = last_steps(rows)
-    chosen = chosen[pd.MultiIndex.from_frame(chosen[["stack", "module"]]).isin(list(view.kinds))]
-    if view.matrix:
-        chosen = last_steps(rows)
-        chosen = chosen[chosen["parameter"] == view.matrix]
+    named = chosen["parameter"] == view.matrix if view.matrix else _of_kinds(chosen, view.kinds)
+    chosen = chosen[named]
     if chosen.empty:
         raise ResultsError(
             f"{view.matrix!r}: no such matrix, or one that did not change. "
@@ -158,17 +177,19 @@ def _columns(results: Results, rows: pd.DataFrame, view: View) -> Chart:
     return columns_chart(tables, methods_of(results.modules), title)
 
 
+MOST_NAMED = 8  # module kinds in a title
 FIGURES: Mapping[str, Callable[[Results, pd.DataFrame, View], Chart]] = {
     "scatter": _scatter,
     "layers": _layers,
     "heatmap": _heatmap,
     "trajectories": _trajectories,
     "columns": _columns,
+    "fits": _fits,
 }
 
 
 def _named(view: View) -> str:
-    return f"{', '.join(kind_names(view.kinds))}, {view.axis} axis"
+    return f"{some(kind_names(view.kinds), MOST_NAMED)}, {view.axis} axis"
 
 
 def _rows(modules: pd.DataFrame, view: View) -> pd.DataFrame:
@@ -178,16 +199,17 @@ def _rows(modules: pd.DataFrame, view: View) -> pd.DataFrame:
         known = rows[column].dropna().unique().tolist()
         absent = [value for value in wanted if value not in known]
         if absent:
-            raise ResultsError(
-                f"{absent[0]!r}: no such {column}. There are {some([str(k) for k in known])}."
-            )
+            there = f"There are {some([str(k) for k in known])}." if known else "There are none."
+            raise ResultsError(f"{absent[0]!r}: no such {column}. {there}")
         if wanted:
             rows = rows[rows[column].isin(list(wanted))]
+    if view.layers:
+        rows = rows[rows["layer"].between(*view.layers).fillna(False).astype(bool)]
     return rows
 
 
 def _usual_kinds(results: Results, rows: pd.DataFrame, figure: str) -> tuple[tuple[str, str], ...]:
-    if figure in ("layers", "heatmap"):
+    if figure in ("layers", "heatmap", "fits"):
         return tuple(kinds_of(rows))
     usual = usual_kind(rows)
     return () if usual is None else (usual,)
@@ -196,7 +218,7 @@ def _usual_kinds(results: Results, rows: pd.DataFrame, figure: str) -> tuple[tup
 def _check_kinds(results: Results, rows: pd.DataFrame, view: View) -> None:
     if rows.empty:
         raise ResultsError(
-            f"{results.path}: has no matrix along the {view.axis} axis. "
+            f"{results.path}: has no matrix along the {view.axis} axis{_narrowed(view)}. "
             "Compare with --axis both, or draw the other axis."
         )
     if not view.kinds and not view.matrix:
@@ -204,3 +226,17 @@ def _check_kinds(results: Results, rows: pd.DataFrame, view: View) -> None:
             f"{results.path}: no module kind changed in two layers or more, so there is no "
             "relation to draw. Name one with --module."
         )
+    if not (view.matrix or _of_kinds(rows, view.kinds).any()):
+        raise ResultsError(
+            f"{results.path}: no matrix of {some(kind_names(view.kinds))} changed in "
+            f"{some([str(run) for run in rows['run'].unique()])}."
+        )
+
+
+def _narrowed(view: View) -> str:
+    return " in these runs, steps and layers" if view.runs or view.steps or view.layers else ""
+
+
+def _of_kinds(rows: pd.DataFrame, kinds: Sequence[tuple[str, str]]) -> "pd.Series[bool]":
+    found = pd.MultiIndex.from_frame(rows[["stack", "module"]]).isin(list(kinds))
+    return pd.Series(found, index=rows.index)

@@ -2,6 +2,13 @@
 
 from wdecomp.checkpoint.container import is_adapter, is_there, open_checkpoint
 from wdecomp.checkpoint.elements import LoadedTensor, PlainTensor, read_whole
+from wdecomp.checkpoint.fingerprint import (
+    Span,
+    check_unchanged,
+    crc32,
+    sample_sha256,
+    witnessed,
+)
 from wdecomp.checkpoint.header import Header, ShardFile, StoredTensor, read_header
 from wdecomp.checkpoint.mapping import surviving
 from wdecomp.checkpoint.matrix import (
@@ -32,10 +39,13 @@ __all__ = [
     "Ranges",
     "Rectangle",
     "ShardFile",
+    "Span",
     "StoredTensor",
     "Weight",
+    "check_unchanged",
     "core_shape",
     "count",
+    "crc32",
     "cut",
     "is_adapter",
     "is_there",
@@ -44,8 +54,10 @@ __all__ = [
     "read_matrix",
     "read_whole",
     "runs_under",
+    "sample_sha256",
     "steps_of",
     "surviving",
     "weights_beside_steps",
     "whole",
+    "witnessed",
 ]

@@ -96,9 +96,17 @@ def _weight_map(index: Path) -> dict[str, str]:
             raise CheckpointError(
                 f"{index}: tensor {tensor!r} is in {shard!r}, expected a file in {index.parent}."
             )
-        if not (index.parent / shard).is_file():
+        if not _is_file(index.parent / shard):
             raise CheckpointError(
                 f"{index}: tensor {tensor!r} is in {shard!r}, which is not there. "
                 "The download is incomplete."
             )
     return shard_of
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; one whose name is none is not there."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from wdecomp.checkpoint.fingerprint import Span, note
 from wdecomp.checkpoint.header import StoredTensor
 from wdecomp.checkpoint.mapping import LEAST, Window, window_bytes
 from wdecomp.dtypes import RAW, Array
@@ -71,8 +72,10 @@ def open_elements(tensor: PlainTensor) -> Iterator[Elements]:
         CheckpointError: the file cannot be read, or has become shorter than its header said.
     """
     if isinstance(tensor, LoadedTensor):
+        note(Span(tensor.file, 0, 0, ""))
         yield _InMemory(tensor)
         return
+    note(Span(tensor.file, tensor.offset, tensor.nbytes, tensor.name))
     try:
         stream = tensor.file.open("rb", buffering=0)
     except OSError as error:

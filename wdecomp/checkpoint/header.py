@@ -5,6 +5,7 @@ which cover the rest of the file without holes or overlaps.
 """
 
 import hashlib
+import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,12 +42,16 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One safetensors file as it was when its header was read."""
+    """One file of weights as it was when it was opened.
+
+    ctime_ns: when its content, its name or its mode last changed, which nobody can set.
+    """
 
     path: Path
     size: int
     mtime_ns: int
     header_sha256: str
+    ctime_ns: int
 
 
 @dataclass(frozen=True)
@@ -65,19 +70,20 @@ def read_header(file: Path) -> Header:
         CheckpointError: the file cannot be read or breaks a rule of the format; the message
             names the file, and the tensor where there is one.
     """
-    text, size, mtime_ns = _header_text(file)
+    text, status = _header_text(file)
     if not text.startswith(b"{"):
         raise CheckpointError(f"{file}: the header starts with {text[:1]!r}, expected '{{'.")
     entries = strict_json.parse(text, f"{file}: header")
     metadata = _metadata(entries.pop("__metadata__", {}), file)
     data_start = 8 + len(text)
     tensors = {name: _tensor(name, entry, file, data_start) for name, entry in entries.items()}
-    _check_coverage(list(tensors.values()), file, data_start, size)
-    shard = ShardFile(file, size, mtime_ns, hashlib.sha256(text).hexdigest())
+    _check_coverage(list(tensors.values()), file, data_start, status.st_size)
+    digest = hashlib.sha256(text).hexdigest()
+    shard = ShardFile(file, status.st_size, status.st_mtime_ns, digest, status.st_ctime_ns)
     return Header(shard, tensors, metadata)
 
 
-def _header_text(file: Path) -> tuple[bytes, int, int]:
+def _header_text(file: Path) -> tuple[bytes, os.stat_result]:
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -91,7 +97,7 @@ def _header_text(file: Path) -> tuple[bytes, int, int]:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from None
     if len(text) < length:
         raise CheckpointError(f"{file}: ends inside its header.")
-    return text, status.st_size, status.st_mtime_ns
+    return text, status
 
 
 def _check_length(file: Path, start: bytes, length: int, size: int) -> None:

@@ -51,7 +51,7 @@ def load_pickled(file: Path) -> Pickled:
         )
     described = repr([(t.name, t.dtype, t.shape) for t in tensors.values()])
     digest = hashlib.sha256(described.encode("utf-8", "surrogatepass")).hexdigest()
-    shard = ShardFile(file, status.st_size, status.st_mtime_ns, digest)
+    shard = ShardFile(file, status.st_size, status.st_mtime_ns, digest, status.st_ctime_ns)
     return Pickled(tensors, shard, tuple(left_out))
 
 

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from importlib.metadata import version
 import click
 
 from wdecomp.cli.audit import audit
+from wdecomp.cli.check import check
 from wdecomp.cli.compare import compare
 from wdecomp.cli.console import say_error
 from wdecomp.cli.demo import demo
@@ -19,10 +21,13 @@ from wdecomp.cli.merge import merge
 from wdecomp.cli.plot import plot
 from wdecomp.cli.report import report
 from wdecomp.cli.reproduce import reproduce
+from wdecomp.cli.stopping import stoppable, tell
 from wdecomp.cli.train import train
 from wdecomp.cli.verify import verify
+from wdecomp.cli.view import view
 from wdecomp.errors import WdecompError
 
+TRACEBACK = "WDECOMP_TRACEBACK"  # in the environment: errors of our own are shown with their place
 OBJECTS = 100_000  # between collections; with Python's own 700, imports take half as long again
 
 
@@ -39,6 +44,8 @@ def commands() -> None:
 commands.add_command(compare)
 commands.add_command(inspect)
 commands.add_command(audit)
+commands.add_command(check)
+commands.add_command(view)
 commands.add_command(report)
 commands.add_command(plot)
 commands.add_command(export)
@@ -51,11 +58,13 @@ commands.add_command(reproduce)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits: 0 done, 1 bad input, 2 wrong usage, 130 interrupted."""
+    """Runs a command and exits: 0 done, 1 bad input, 2 wrong usage, 130 or 143 interrupted."""
     gc.set_threshold(OBJECTS)
     atexit.register(gc.freeze)  # the process's memory goes back whole, not object by object
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        commands.main(arguments, standalone_mode=False)
+        with stoppable(next(iter(words), "")):
+            commands.main(arguments, standalone_mode=False)
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.ClickException as error:
@@ -64,9 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except WdecompError as error:
         say_error(str(error))
         sys.exit(1)
-    except (KeyboardInterrupt, click.Abort):
-        say_error("interrupted. Give the same command again to continue.")
-        sys.exit(130)
+    except (KeyboardInterrupt, click.Abort) as error:
+        sys.exit(tell(error))
+    except MemoryError:
+        say_error("there is not enough memory. Give the same command again with fewer --workers.")
+        sys.exit(1)
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:
+        if TRACEBACK in os.environ:
+            raise
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        say_error(f"stopped at a mistake of its own ({what}). {TRACEBACK}=1 shows where it was.")
+        sys.exit(1)

@@ -85,8 +85,11 @@ def _found(
 
     if len(paths) > 1 or not (Path(paths[0]) / "run.json").is_file():
         return _compared(paths, candidates, quiet, options)
-    if candidates:
-        raise click.UsageError("--candidate-base needs BASE and TUNED, not RESULTS.")
+    given = {"candidate_base": candidates} | options
+    named = [name for name in given if given[name]]
+    if named:
+        option = named[0].replace("_", "-")
+        raise click.UsageError(f"--{option} needs BASE and TUNED, not RESULTS.")
     return read_results(paths[0]), [], []
 
 
@@ -95,9 +98,12 @@ def _compared(
 ) -> Compared:
     """The comparison of all that can be compared, what cannot, and how far every base is."""
     from wdecomp.audit import BaseFit, base_fits, refusal
+    from wdecomp.checkpoint import open_checkpoint
     from wdecomp.comparison import compare
-    from wdecomp.inputs import parse_tuned
+    from wdecomp.inputs import named_path, parse_tuned
 
+    for other in candidates:  # not after all the rest has been read
+        open_checkpoint(named_path(other), options["allow_pickle"])
     alone = len(paths) == 1 and split_base(paths)[0] is not None
     base, tuned = (paths[0], (f"base={paths[0]}",)) if alone else split_base(paths)
     reasons = {} if alone else _refusals(base, tuned, options)

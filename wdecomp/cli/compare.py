@@ -1,6 +1,7 @@
 """wdecomp compare"""  # noqa: D415
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from wdecomp.cli.selection import (
     pickle_option,
     split_base,
 )
+
+WIDTH = 100
 
 
 @click.command()
@@ -44,6 +47,19 @@ from wdecomp.cli.selection import (
     show_default=True,
     help="Where sums are formed: cpu, cuda, cuda:N; numpy: slowly, without compiled sums.",
 )
+@click.option(
+    "--spectral",
+    is_flag=True,
+    help="Singular values of every change: effective rank, energy, alignment with the base, "
+    "intruder dimensions. Slow: about a minute for 4096x4096 on one core. Holds one base matrix "
+    "and its change in float32 at a time, and four float64 squares of the shorter side (1.1 GB "
+    "in all for 11008x4096); matrices of more than 2^29 weights are left out and named.",
+)
+@click.option(
+    "--checksums",
+    is_flag=True,
+    help="Keep the CRC-32 of every byte that is read, for `wdecomp check --inputs`.",
+)
 @click.option("-j", "--workers", type=click.IntRange(min=1), help="Threads [default: all cores].")
 @pickle_option
 @click.option("--restart", is_flag=True, help="Replace the results of another run in --out.")
@@ -60,15 +76,21 @@ def compare(
     the one that its config names.
     """
     from wdecomp import comparison, report
+    from wdecomp.stats.spectra import spectral_texts
 
     base, tuned = split_base(paths)
     results = comparison.compare(base, *tuned, out=out, axis=axis, progress=not quiet, **options)
     shown = "input" if axis == "input" else "output"
+    spectra = spectral_texts(results.spectra) if options["spectral"] else []
     if as_json:
-        say(json.dumps(report.as_json(results, shown), indent=1))
+        said = {"spectra": spectra} if spectra else {}
+        say(json.dumps(report.as_json(results, shown) | said, indent=1))
         return
     say(report.as_text(report.summary(results, shown), shown))
+    for text in spectra:
+        say("\n" + textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False))
     for note in report.notes(results):
         say(f"- {note}")
     if not quiet:
-        say_aside(f"Wrote {Path(out)}/: modules, fits and facts as Parquet, columns/, run.json.")
+        tables = "modules, fits, facts and spectra" if spectra else "modules, fits and facts"
+        say_aside(f"Wrote {Path(out)}/: {tables} as Parquet, columns/, run.json.")

@@ -7,7 +7,7 @@ import click
 
 from wdecomp.cli.console import say_aside
 
-TABLES = ("modules", "fits", "facts", "left_out", "columns")
+TABLES = ("modules", "fits", "facts", "spectra", "left_out", "columns")
 FORMATS = ("csv", "json", "parquet", "md", "latex")
 
 
@@ -22,8 +22,8 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     type=click.Choice(TABLES),
     default="modules",
     show_default=True,
-    help="modules: a matrix in a row; fits: a statistic; facts: a tensor; left_out: a tensor that "
-    "was not compared; columns: a weight column.",
+    help="modules: a matrix in a row; fits: a statistic; facts: a tensor; spectra: a "
+    "matrix's singular values; left_out: a tensor that was not compared; columns: a weight column.",
 )
 @click.option(
     "--format",
@@ -60,8 +60,10 @@ def export(
 
     if form == "parquet" and out is None and sys.stdout.isatty():
         raise click.UsageError("Parquet is not for a terminal: name a file with -o.")
-    selection = publishing.Selection(runs, steps, modules, axis or "")
     target = sys.stdout.buffer if out is None else Path(out)
+    if isinstance(target, Path) and not target.name:
+        raise click.BadParameter(f"{out!r} names no file.", param_hint="'-o'")
+    selection = publishing.Selection(runs, steps, modules, axis or "")
     publishing.export(read_results(results), table, form, target, selection)
     if out is not None and not quiet:
         say_aside(f"Wrote {out}.")

@@ -7,7 +7,7 @@ import click
 
 from wdecomp.cli.console import say_aside
 
-NAMES = ("scatter", "layers", "heatmap", "columns", "trajectories")
+NAMES = ("scatter", "layers", "heatmap", "columns", "trajectories", "fits")
 
 
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -22,14 +22,14 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     default="scatter",
     show_default=True,
     help="scatter: Figs. 2 and 7 of the paper; layers: Fig. 3; heatmap: layer by module; columns: "
-    "every column; trajectories: over the steps.",
+    "every column; trajectories: over the steps; fits: correlations and slopes with intervals.",
 )
 @click.option(
     "--module",
     "modules",
     callback=_names,
     metavar="KINDS",
-    help="Module kinds: q or q,v or encoder.q [default: q; layers and heatmap: all].",
+    help="Module kinds: q or q,v or encoder.q [default: q; layers, heatmap and fits: all].",
 )
 @click.option("--stack", default="", help="Where a module kind is in several: encoder, decoder, ….")
 @click.option(

@@ -24,8 +24,10 @@ def report(results: str, out: str, quiet: bool) -> None:
     from wdecomp.stats import conclusions
     from wdecomp.table import read_results
 
-    read = read_results(results)
     file = Path(out)
+    if not file.name:
+        raise click.BadParameter(f"{out!r} names no file.", param_hint="'-o'")
+    read = read_results(results)
     write_report(read, file, findings(read), conclusions(read.modules, read.fits))
     if not quiet:
         say_aside(f"Wrote {out} ({file.stat().st_size / 1e6:.1f} MB).")

@@ -12,7 +12,7 @@ from wdecomp.publishing.formats import FORMATS
 from wdecomp.table import Results
 from wdecomp.table.files import commit
 
-TABLES = ("modules", "fits", "facts", "left_out", "columns")
+TABLES = ("modules", "fits", "facts", "spectra", "left_out", "columns")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from wdecomp.charts import Chart, View, chart_of
 from wdecomp.charts.interactive import spec_of
 from wdecomp.charts.table import kind_names, kinds_of
 from wdecomp.charts.views import usual_kind
+from wdecomp.charts.words import printable
 from wdecomp.publishing.html import text
 from wdecomp.publishing.inline import Pictures
 from wdecomp.table import Results
@@ -49,14 +50,15 @@ class Variant:
 def variants(results: Results) -> dict[str, list[Variant]]:
     """Name of a figure → its variants, the first of which is shown; only what there is to draw."""
     modules = results.modules
-    kinds = _kinds(results)
+    usual = kinds_of(modules)[:MOST_KINDS]
+    kinds = sorted(usual, key=lambda kind: kind != usual_kind(modules))
     axes = [axis for axis in ("output", "input") if (modules["axis"] == axis).any()]
     by_kind = [
         ({"module": name, "axis": axis}, {"kinds": (kind,), "axis": axis})
         for kind, name in zip(kinds, kind_names(kinds), strict=True)
         for axis in axes
     ]
-    by_axis = [({"axis": axis}, {"axis": axis}) for axis in axes]
+    by_axis = [({"axis": axis}, {"axis": axis, "kinds": tuple(usual)}) for axis in axes]
     sizes = [("ΔM", {}), ("ΔM/m0", {"relative": True}), ("ΔD", {"direction": True})]
     cells = [({"figure": n} | c, s | v) for n, s in sizes for c, v in by_axis]
     kept = [(c, v) for c, v in by_kind if v["axis"] in results.run["options"]["columns"]]
@@ -85,8 +87,9 @@ def drawn(results: Results, offered: Mapping[str, list[Variant]]) -> "Drawn":
         payload[figure] = []
         for variant in found:
             chart = chart_of(results, variant.view)
-            payload[figure].append({"choice": variant.choice} | _interactive(chart, words))
-        still = chart_of(results, _for_a_still(results, found[0].view))
+            choice = {name: printable(value) for name, value in variant.choice.items()}
+            payload[figure].append({"choice": choice} | _interactive(chart, words))
+        still = chart_of(results, _for_a_still(found[0].view))
         bodies[figure] = _body(figure, still, pictures.svg(still))
     return Drawn({"words": list(words), "figures": payload}, bodies, pictures.styles)
 
@@ -105,28 +108,19 @@ class Drawn:
     styles: str
 
 
-def _kinds(results: Results) -> list[tuple[str, str]]:
-    """Module kinds with layers, the usual one first."""
-    kinds = kinds_of(results.modules)
-    first = usual_kind(results.modules)
-    return sorted(kinds, key=lambda kind: kind != first)[:MOST_KINDS]
-
-
 def _interactive(chart: Chart, words: dict[str, int]) -> dict[str, Any]:
     spec = spec_of(chart)
     return {
         "data": [_plain(_counted(trace, words)) for trace in spec["data"]],
         "layout": _plain(spec["layout"]),
-        "notes": list(dict.fromkeys(chart.notes)),
-        "alt": chart.alt,
+        "notes": [printable(note) for note in dict.fromkeys(chart.notes)],
+        "alt": printable(chart.alt),
     }
 
 
-def _for_a_still(results: Results, view: View) -> View:
+def _for_a_still(view: View) -> View:
     """The view that a static picture has room for."""
-    if view.figure != "layers":
-        return view
-    return replace(view, kinds=tuple(kinds_of(results.modules)[:MOST_STILL]))
+    return replace(view, kinds=view.kinds[:MOST_STILL]) if view.figure == "layers" else view
 
 
 def _counted(trace: Mapping[str, Any], words: dict[str, int]) -> dict[str, Any]:

@@ -108,10 +108,10 @@ async function main() {
       for (const { isIntersecting, target } of entries) {
         if (!isIntersecting) continue;
         watch.unobserve(target);
-        draw(target);
+        setTimeout(() => draw(target)); // one at a time, so that the first is soon seen
       }
     },
-    { rootMargin: "400px" },
+    { rootMargin: "300px" },
   );
   sections.forEach((section) => watch.observe(section));
   dark.addEventListener("change", () =>

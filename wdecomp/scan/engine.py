@@ -11,8 +11,9 @@ from threading import Event
 
 from threadpoolctl import threadpool_limits
 
-from wdecomp.checkpoint import surviving
+from wdecomp.checkpoint import surviving, witnessed
 from wdecomp.scan.ahead import AHEAD, pieces, read_ahead
+from wdecomp.scan.inputs import Inputs
 from wdecomp.scan.plan import Plan, Unit
 from wdecomp.scan.unit import Options, scan_unit
 from wdecomp.table import Part, ResultsFolder
@@ -43,11 +44,15 @@ def run_units(
     stop, count = Event(), workers or os.cpu_count() or 1
     units = [plan.units[number] for number in folder.pending()]
     commits: list[Future[None]] = []
+    inputs = Inputs(plan, options.checksums)
 
     def report(nbytes: int) -> None:
+        report_again(nbytes)
+        gone_through(nbytes)
+
+    def report_again(nbytes: int) -> None:
         if stop.is_set():
             raise _StoppedError
-        gone_through(nbytes)
         on_bytes(nbytes)
 
     def commit(number: int, part: Part) -> None:
@@ -58,7 +63,9 @@ def run_units(
             raise
 
     def work(unit: Unit) -> None:
-        part = scan_unit(plan, unit, options, report)
+        with witnessed() as seen:
+            part = scan_unit(plan, unit, options, report, report_again)
+        inputs.vouch(part, seen, report_again)
         commits.append(committer.submit(commit, unit.number, part))
 
     with (
@@ -75,6 +82,7 @@ def run_units(
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
     _raise_first(futures + commits)
+    inputs.check()
 
 
 def _raise_first(futures: list[Future[None]]) -> None:

@@ -121,7 +121,7 @@ def _pass(
     shared = {shape: sums_on(device, shape, len(of)) for shape, of in by_shape.items()}
     with ExitStack() as open_files:
         reader = open_files.enter_context(MatrixReader(base))
-        tuned = [open_files.enter_context(_reader(pair)) for pair in pairs]
+        tuned = [open_files.enter_context(tuned_reader(pair)) for pair in pairs]
         whole = any(each.wants_whole_rows for each in [reader, *tuned])
         if not whole:
             block_bytes *= UNCACHED
@@ -144,7 +144,8 @@ def _pass(
     return [found[i] for i in range(len(pairs))]
 
 
-def _reader(pair: Pair) -> TunedReader:
+def tuned_reader(pair: Pair) -> TunedReader:
+    """Of what stands beside the base."""
     if isinstance(pair.tuned, Adapted):
         return ChangeReader(pair.tuned, pair.base)
     if isinstance(pair.tuned, OnOtherBase):

@@ -54,14 +54,21 @@ class Plan:
         return sum(base.nbytes for base in bases) + sum(pair.nbytes for pair in pairs)
 
 
-def make_plan(base: Checkpoint, runs: list[Run], wanted: Callable[[Place], bool]) -> Plan:
-    """Units of about `UNIT_BYTES`, in natural order of the parameter names.
+def make_plan(
+    base: Checkpoint,
+    runs: list[Run],
+    wanted: Callable[[Place], bool],
+    unit_bytes: int | None = None,
+) -> Plan:
+    """Units of about so many bytes, in natural order of the parameter names.
 
     Args:
         base: the base checkpoint.
         runs: every run at every step.
         wanted: which places of the model are to be compared.
+        unit_bytes: of input; `UNIT_BYTES` if None.
     """
+    unit_bytes = UNIT_BYTES if unit_bytes is None else unit_bytes
     plan = Plan(base, tuple(runs), ())
     places = {
         name: pair.place
@@ -69,9 +76,9 @@ def make_plan(base: Checkpoint, runs: list[Run], wanted: Callable[[Place], bool]
         for name, pair in (run.pairing.matrices | run.pairing.vectors).items()
     }
     units: list[list[str]] = []
-    size = UNIT_BYTES
+    size = unit_bytes
     for name in sorted((n for n, at in places.items() if wanted(at)), key=_natural):
-        if size >= UNIT_BYTES:
+        if size >= unit_bytes:
             units.append([])
             size = 0
         units[-1].append(name)

@@ -20,6 +20,7 @@ from wdecomp.scan.diagnosis import (
 )
 from wdecomp.scan.measure import Measured, SampledFloors, measure
 from wdecomp.scan.plan import Plan, Run, Unit
+from wdecomp.scan.spectra import Spectral, spectra
 from wdecomp.table import ColumnGroup, Part
 
 
@@ -31,19 +32,36 @@ class Options:
     columns: for which of them every column is kept.
     block_bytes: of the base, to be held at a time.
     device: where the sums are formed.
+    spectral: how spectra are found; None for none.
+    checksums: whether those of every byte that is read are kept.
     """
 
     axes: tuple[Axis, ...]
     columns: tuple[Axis, ...]
     block_bytes: int = BLOCK_BYTES
     device: str = "cpu"
+    spectral: Spectral | None = None
+    checksums: bool = False
 
 
-def scan_unit(plan: Plan, unit: Unit, options: Options, on_bytes: Callable[[int], None]) -> Part:
-    """The part of one unit: rows of modules, facts and columns, run by run.
+def scan_unit(
+    plan: Plan,
+    unit: Unit,
+    options: Options,
+    on_bytes: Callable[[int], None],
+    on_decomposed: Callable[[int], None] = lambda _: None,
+) -> Part:
+    """The part of one unit: rows of modules, facts, columns and spectra, run by run.
 
     A matrix that did not change at all has a row in facts and none in modules: it is no point of
     the relation between ΔM and ΔD.
+
+    Args:
+        plan: all the work.
+        unit: the part of it.
+        options: what to keep.
+        on_bytes: told how many bytes more have been gone through.
+        on_decomposed: told how many bytes more have been gone through once more, for spectra.
     """
     part, floors = Part(), SampledFloors()
     for parameter in unit.parameters:
@@ -53,6 +71,15 @@ def scan_unit(plan: Plan, unit: Unit, options: Options, on_bytes: Callable[[int]
         )
         for (run, pair), found in zip(beside, measured, strict=True):
             add_rows(part, run, pair, found, options, floors)
+        if options.spectral is not None:
+            changed = [
+                (run, pair)
+                for (run, pair), found in zip(beside, measured, strict=True)
+                if not pair.base.is_vector and float(found.sums.output[2].sum()) != 0
+            ]
+            figures = spectra([pair for _, pair in changed], options.spectral, on_decomposed)
+            for (run, pair), row in zip(changed, figures, strict=True):
+                part.spectra.append(_where(run, pair) | row)
     return part
 
 

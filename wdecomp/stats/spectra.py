@@ -50,9 +50,10 @@ def _sentences(rows: pd.DataFrame) -> Iterator[str]:
 def _size(rows: pd.DataFrame) -> str:
     known = rows["effective_rank"].notna()
     ranks = f"effective rank {_range(rows['effective_rank'])}, " if known.any() else ""
+    said = "1 matrix" if len(rows) == 1 else f"{len(rows)} matrices (medians, with ranges)"
     return (
-        f"the change of {len(rows)} matrices has {ranks}stable rank {_range(rows['stable_rank'])}, "
-        f"and {_range(rows['relative_change'])} of the size of its base."
+        f"the change of {said} has {ranks}stable rank {_range(rows['stable_rank'])}, "
+        f"and ||dW|| {_range(rows['relative_change'])} of ||W0||."
     )
 
 
@@ -72,7 +73,7 @@ def _energy(rows: pd.DataFrame) -> str:
 def _alignment(rows: pd.DataFrame) -> str:
     k, known = int(rows["leading"].max()), rows.dropna(subset=["alignment"])
     return (
-        f"Between the {k} leading directions of the base lies {_range(known['alignment'])} of it, "
+        f"Along the base's {k} leading directions lies {_range(known['alignment'])} of ||dW||, "
         f"by chance {_range(known['alignment_chance'])}."
     )
 
@@ -83,11 +84,18 @@ def _intruders(rows: pd.DataFrame) -> str:
     counted = str(fewest) if fewest == most else f"{fewest} to {most}"
     holders = int((known["intruders_most"] > 0).sum())
     where = f" in {holders} of {len(known)} matrices" if most else ""
-    return f"Intruder dimensions among the {int(rows['leading'].max())} leading: {counted}{where}."
+    return (
+        f"Intruder dimensions among the {int(rows['leading'].max())} leading: {counted}{where}; "
+        f"least cosine {_short(float(known['least_cosine'].min()))}."
+    )
 
 
 def _range(values: pd.Series) -> str:
     """The median with the range, or the only value."""
     numbers = values.dropna().astype(float)
-    low, middle, high = (f"{float(v):.3g}" for v in numbers.quantile([0.0, 0.5, 1.0]))
+    low, middle, high = (_short(float(v)) for v in numbers.quantile([0.0, 0.5, 1.0]))
     return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

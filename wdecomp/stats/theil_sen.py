@@ -25,7 +25,7 @@ def theil_sen(points: Sample) -> Estimate:
     as in scipy.stats.theilslopes; of several groups, the sum of theirs.
     """
     some = picked(len(points.x))
-    slopes, _, _ = ordered_slopes(points, some)
+    slopes = np.sort(slopes_between(points, some)[0])
     if not len(slopes):
         return Estimate()
     reach = Z95 * math.sqrt(_kendall_variance(points, some))
@@ -45,9 +45,11 @@ def theil_sen_replicates(points: Sample, clusters: Codes, draws: Floats) -> Floa
     block its median is, and only that block is gone through.
     """
     some = picked(len(points.x))
-    slopes, left, right = ordered_slopes(points, some)
+    slopes, left, right = slopes_between(points, some)
     if not len(slopes):
         return np.full(len(draws), np.nan)
+    order = np.argsort(slopes)
+    slopes, left, right = slopes[order], left[order], right[order]
     pair = clusters[some][left] * draws.shape[1] + clusters[some][right]
     kinds, kind = np.unique(pair, return_inverse=True)
     weights = draws[:, kinds // draws.shape[1]] * draws[:, kinds % draws.shape[1]]
@@ -73,8 +75,8 @@ def picked(count: int) -> Codes:
     return np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(np.intp))
 
 
-def ordered_slopes(points: Sample, some: Codes) -> tuple[Floats, Codes, Codes]:
-    """All slopes in ascending order, in units of the sample, and the two points of each.
+def slopes_between(points: Sample, some: Codes) -> tuple[Floats, Codes, Codes]:
+    """All slopes, in units of the sample, and the two points of each.
 
     Two points with one x, or of two groups, have none.
     """
@@ -85,9 +87,7 @@ def ordered_slopes(points: Sample, some: Codes) -> tuple[Floats, Codes, Codes]:
     if points.code is not None:
         usable &= points.code[some][left] == points.code[some][right]
     left, right = left[usable], right[usable]
-    slopes = (y[right] - y[left]) / run[usable]
-    order = np.argsort(slopes)
-    return slopes[order], left[order], right[order]
+    return (y[right] - y[left]) / run[usable], left, right
 
 
 @lru_cache(maxsize=16)

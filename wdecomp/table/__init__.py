@@ -1,5 +1,6 @@
 """Result tables: schema, crash-safe writing, reading. The only thing that both halves know."""
 
+from wdecomp.table.claim import refuse_busy
 from wdecomp.table.folder import ResultsFolder, open_folder
 from wdecomp.table.parts import ColumnGroup, Part
 from wdecomp.table.results import Results, read_results
@@ -13,4 +14,5 @@ __all__ = [
     "ResultsFolder",
     "open_folder",
     "read_results",
+    "refuse_busy",
 ]

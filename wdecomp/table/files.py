@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,49 @@ def commit(target: Path, write: Callable[[Path], None]) -> None:
     Raises:
         ResultsError: the disk is full, read-only or failing; nothing is left half-written.
     """
-    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
+    _commit(target, write, lambda _: target)
+
+
+def commit_by_content(stem: Path, suffix: str, write: Callable[[Path], None]) -> Path:
+    """A file whose name ends in a digest of its content, by `commit`; see `is_whole`."""
+    return _commit(stem, write, lambda path: stem.with_name(f"{stem.name}-{_mark(path)}{suffix}"))
+
+
+def is_whole(file: Path) -> bool:
+    """Whether the content of a file by `commit_by_content` is what was written there.
+
+    Raises:
+        ResultsError: it cannot be read.
+    """
+    with reading(file):
+        return file.stem.rpartition("-")[2] == _mark(file)
+
+
+def _commit(aim: Path, write: Callable[[Path], None], named: Callable[[Path], Path]) -> Path:
+    temporary = aim.with_name(f"{aim.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(aim.parent)
         write(temporary)
         sync(temporary)
+        target = named(temporary)
         temporary.replace(target)
         sync(target.parent)
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ResultsError(f"{target}: cannot be written ({reason}).") from None
+        raise ResultsError(f"{aim}: cannot be written ({reason}).") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that fails fails here too; the next run removes it
+            temporary.unlink(missing_ok=True)
+    return target
+
+
+def make_folder(path: Path) -> None:
+    """A folder and those above it, durable: a lost name loses all that is below it."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
 
 
 def commit_json(target: Path, value: Any) -> None:
@@ -51,19 +82,29 @@ def canonical(value: Any) -> bytes:
 
 def commit_table(target: Path, table: pa.Table) -> None:
     """A Parquet file with page checksums, by `commit`."""
-    commit(target, lambda path: pq.write_table(table, path, **FORMAT))
+
+    def write(path: Path) -> None:
+        with path.open("xb") as sink:
+            pq.write_table(table, sink, **FORMAT)
+
+    commit(target, write)
 
 
-def columns_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+@contextmanager
+def columns_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """Writes tables of columns, a row group each."""
-    return pq.ParquetWriter(
-        path,
-        schema,
-        use_dictionary=["parameter", "axis"],
-        column_encoding={"column": "DELTA_BINARY_PACKED"}
-        | dict.fromkeys(FIGURES, "BYTE_STREAM_SPLIT"),
-        **FORMAT,
-    )
+    with (
+        path.open("xb") as sink,
+        pq.ParquetWriter(
+            sink,
+            schema,
+            use_dictionary=["parameter", "axis"],
+            column_encoding={"column": "DELTA_BINARY_PACKED"}
+            | dict.fromkeys(FIGURES, "BYTE_STREAM_SPLIT"),
+            **FORMAT,
+        ) as writer,
+    ):
+        yield writer
 
 
 FORMAT: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
@@ -90,6 +131,10 @@ def sha256(file: Path) -> str:
     """Digest of a file's content."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _mark(file: Path) -> str:
+    return sha256(file)[:16]
 
 
 def sync(path: Path) -> None:

@@ -5,13 +5,12 @@
     *.parquet    the tables, a function of the parts in the order of the plan
     DONE.json    digests of the tables, written last; then the parts are removed
 
-A part's name holds a hash of plan and unit, so that no part of another run can be taken for one.
+A part's name holds a hash of plan and unit, so that no part of another run can be taken for one,
+and a digest of its content, so that none that has rotted can be taken for what was written.
 """
 
-import fcntl
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,18 +19,23 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from wdecomp.errors import ResultsError, some
+from wdecomp.errors import ResultsError
 from wdecomp.table import files
-from wdecomp.table.parts import Part, read_groups, read_rows, write_part
-from wdecomp.table.results import Results, columns_file
-from wdecomp.table.schema import COLUMNS, FACTS, FITS, MODULES
+from wdecomp.table.claim import TABLES as TABLES
+from wdecomp.table.claim import claimed, parts_of
+from wdecomp.table.parts import (
+    Part,
+    read_groups,
+    read_inputs,
+    read_rows,
+    read_spectra,
+    write_part,
+)
+from wdecomp.table.results import INPUTS_FILE, SPECTRA_FILE, Results, columns_file
+from wdecomp.table.schema import COLUMNS, FACTS, FITS, INPUTS, MODULES, SPECTRA
 
 if TYPE_CHECKING:
     import pandas as pd
-
-TABLES = ("modules.parquet", "facts.parquet", "fits.parquet")
-OURS = {"run.json", "parts", "columns", "DONE.json", ".lock", *TABLES}
-TEMPORARY = re.compile(r".+\.tmp-\d+-[0-9a-f]{8}")
 
 
 class ResultsFolder:
@@ -40,38 +44,49 @@ class ResultsFolder:
     def __init__(self, path: Path, plan: dict[str, Any]) -> None:
         self.path = path
         self._runs: list[tuple[str, int | None]] = [(r["run"], r["step"]) for r in plan["runs"]]
+        self._order = {run: i for i, run in enumerate(self._runs)}
         self._n_units = len(plan["units"])
         self._keeps_columns = bool(plan["options"]["columns"])
+        self._keeps_spectra = "spectral" in plan["options"]
+        self._keeps_checksums = "checksums" in plan["options"]
         self._digest = hashlib.sha256(files.canonical(plan)).hexdigest()
+        self._parts = self._parts_there()
 
     def is_done(self) -> bool:
-        """Whether the final tables are there, all of them."""
+        """Whether the final tables of this plan are there, all of them."""
         try:
             names = json.loads((self.path / "DONE.json").read_bytes())["sha256"]
+            of_this_plan = names["run.json"] == self._digest
         except (OSError, ValueError, TypeError, LookupError):  # none, or a damaged one
             return False
-        return all((self.path / name).exists() for name in names)
+        return of_this_plan and all((self.path / name).exists() for name in names)
 
     def pending(self) -> list[int]:
         """The units without a part, in the order of the plan."""
-        return [unit for unit in range(self._n_units) if not self._part_path(unit).exists()]
+        return [unit for unit in range(self._n_units) if unit not in self._parts]
 
     def commit(self, unit: int, part: Part) -> None:
         """Makes the part of one unit durable."""
-        files.commit(self._part_path(unit), lambda path: write_part(path, part))
+        self._parts[unit] = files.commit_by_content(
+            self._part_stem(unit), ".parquet", lambda path: write_part(path, part)
+        )
 
     def finish(self, fits: Callable[[Results], "pd.DataFrame"]) -> Results:
         """The final tables from the parts, then DONE.json; every step can be repeated."""
-        parts = [self._part_path(unit) for unit in range(self._n_units)]
+        parts = [_whole(self._parts[unit]) for unit in range(self._n_units)]
         modules, facts = self._in_run_order(parts)
         files.commit_table(self.path / "modules.parquet", pa.Table.from_pylist(modules, MODULES))
         files.commit_table(self.path / "facts.parquet", pa.Table.from_pylist(facts, FACTS))
+        spectra = [self._commit_spectra(parts)] if self._keeps_spectra else []
+        inputs = [self._commit_inputs(parts)] if self._keeps_checksums else []
         kept = self._runs if self._keeps_columns else []
         columns = [self._commit_columns(run, parts) for run in kept]
         table = pa.Table.from_pandas(fits(Results(self.path)), FITS, preserve_index=False)
         files.commit_table(self.path / "fits.parquet", table)
-        written = [*TABLES, *columns]
-        digests = {name: files.sha256(self.path / name) for name in written}
+        written = [*TABLES, *spectra, *inputs, *columns]
+        for parent in {self.path / above for name in columns for above in Path(name).parents}:
+            files.sync(parent)  # a killed process may have made it and not come to this
+        digests = {name: files.sha256(self.path / name) for name in ("run.json", *written)}
         files.commit_json(self.path / "DONE.json", {"sha256": digests})
         self.discard_parts()
         return Results(self.path)
@@ -80,20 +95,42 @@ class ResultsFolder:
         """Removes the parts; the tables hold all that they said."""
         shutil.rmtree(self.path / "parts", ignore_errors=True)
 
-    def _part_path(self, unit: int) -> Path:
+    def _part_stem(self, unit: int) -> Path:
         mark = hashlib.sha256(f"{self._digest}:{unit}".encode()).hexdigest()[:16]
-        return self.path / "parts" / f"{unit:06d}-{mark}.parquet"
+        return self.path / "parts" / f"{unit:06d}-{mark}"
+
+    def _parts_there(self) -> dict[int, Path]:
+        there = {file.stem.rpartition("-")[0]: file for file in parts_of(self.path)}
+        found = {unit: there.get(self._part_stem(unit).name) for unit in range(self._n_units)}
+        return {unit: file for unit, file in found.items() if file}
 
     def _in_run_order(self, parts: list[Path]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        order = {run: i for i, run in enumerate(self._runs)}
-
-        def by_run(row: dict[str, Any]) -> int:
-            return order[row["run"], row["step"]]
-
         rows = [read_rows(part) for part in parts]
-        modules = sorted((row for found, _ in rows for row in found), key=by_run)
-        facts = sorted((row for _, found in rows for row in found), key=by_run)
+        modules = sorted((row for found, _ in rows for row in found), key=self._by_run)
+        facts = sorted((row for _, found in rows for row in found), key=self._by_run)
         return modules, facts
+
+    def _by_run(self, row: dict[str, Any]) -> int:
+        return self._order[row["run"], row["step"]]
+
+    def _commit_spectra(self, parts: list[Path]) -> str:
+        rows = sorted((row for part in parts for row in read_spectra(part)), key=self._by_run)
+        files.commit_table(self.path / SPECTRA_FILE, pa.Table.from_pylist(rows, SPECTRA))
+        return SPECTRA_FILE
+
+    def _commit_inputs(self, parts: list[Path]) -> str:
+        """What was read, once; in two sessions the same file has to be the same."""
+        rows: dict[tuple[str, int, int], dict[str, Any]] = {}
+        for row in (row for part in parts for row in read_inputs(part)):
+            known = rows.setdefault((row["file"], row["start"], row["bytes"]), row)
+            if known["crc32"] != row["crc32"]:
+                raise ResultsError(
+                    f"{row['file']}: tensor {row['tensor']!r} was another when it was read again. "
+                    "Compare again with --restart."
+                )
+        table = pa.Table.from_pylist([rows[key] for key in sorted(rows)], INPUTS)
+        files.commit_table(self.path / INPUTS_FILE, table)
+        return INPUTS_FILE
 
     def _commit_columns(self, run: tuple[str, int | None], parts: list[Path]) -> str:
         """One run's columns at one step, a row group per matrix and axis, as the parts have it."""
@@ -122,81 +159,13 @@ def open_folder(path: Path, plan: dict[str, Any], restart: bool) -> Iterator[Res
         ResultsError: the folder holds something else, belongs to another plan, or another
             process is writing to it.
     """
-    try:
-        _check_ours(path)
-        path.mkdir(parents=True, exist_ok=True)
-        with (path / ".lock").open("w") as lock:
-            _hold(lock.fileno(), path)
-            if restart:
-                _clear(path)
-            _adopt(path, plan)
-            _remove_temporary(path)
-            yield ResultsFolder(path, plan)
-    except OSError as error:
-        raise ResultsError(f"{path}: cannot be written ({error.strerror or error}).") from None
+    with claimed(path, plan, restart):
+        yield ResultsFolder(path, plan)
 
 
-def _check_ours(path: Path) -> None:
-    if not str(path).isprintable():  # Arrow takes no name that is not UTF-8
-        raise ResultsError(f"{str(path)!r}: cannot be a folder's name. Choose another with --out.")
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise ResultsError(f"{path}: is a file, expected a folder for the results.")
-    ours = OURS if _is_plan(path / "run.json") else {".lock"}
-    names = sorted(child.name for child in path.iterdir())
-    foreign = [name for name in names if name not in ours and not TEMPORARY.fullmatch(name)]
-    if foreign:
+def _whole(part: Path) -> Path:
+    if not files.is_whole(part):
         raise ResultsError(
-            f"{path}: holds {some(foreign)}, which is no result of wdecomp. "
-            "Choose another folder with --out."
+            f"{part}: has changed since it was written. Give the same command again to continue."
         )
-
-
-def _is_plan(file: Path) -> bool:
-    try:
-        plan = json.loads(file.read_bytes())
-        return isinstance(plan, dict) and "wdecomp" in plan
-    except (OSError, ValueError):
-        return False
-
-
-def _hold(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ResultsError(f"{path}: another wdecomp is writing there.") from None
-
-
-def _clear(path: Path) -> None:
-    for child in path.iterdir():
-        if child.name == ".lock":
-            continue
-        if child.is_dir():
-            shutil.rmtree(child)
-        else:
-            child.unlink()
-
-
-def _remove_temporary(path: Path) -> None:
-    """What killed processes were writing; whoever holds the folder knows that they are gone."""
-    for child in path.rglob("*.tmp-*"):
-        if TEMPORARY.fullmatch(child.name):
-            child.unlink()
-
-
-def _adopt(path: Path, plan: dict[str, Any]) -> None:
-    """Writes the plan, or finds that it is the one that was written."""
-    written = path / "run.json"
-    if not written.exists():
-        _clear(path)  # what a crash left before it had a plan
-        files.commit_json(written, plan)
-        return
-    before = json.loads(written.read_bytes())
-    after = json.loads(files.canonical(plan))
-    if before != after:
-        keys = [key for key in after if before.get(key) != after[key]]
-        raise ResultsError(
-            f"{path}: holds results of another run ({some(keys)} differ). "
-            "Choose another folder with --out, or --restart to replace them."
-        )
+    return part

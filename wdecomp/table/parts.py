@@ -40,6 +40,8 @@ class Part:
     modules: list[dict[str, Any]] = field(default_factory=list)
     facts: list[dict[str, Any]] = field(default_factory=list)
     columns: list[ColumnGroup] = field(default_factory=list)
+    spectra: list[dict[str, Any]] = field(default_factory=list)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
 
 
 def write_part(path: Path, part: Part) -> None:
@@ -48,6 +50,8 @@ def write_part(path: Path, part: Part) -> None:
     footer = {
         "modules": [_without_nan(row) for row in part.modules],
         "facts": [_without_nan(row) for row in part.facts],
+        "spectra": [_without_nan(row) for row in part.spectra],
+        "inputs": part.inputs,
         "groups": [[group.run, group.step] for group in groups],
     }
     schema = COLUMNS.with_metadata({FOOTER: json.dumps(footer, allow_nan=False)})
@@ -61,6 +65,20 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     with reading(path):
         footer = _footer(pq.read_schema(path))
         return footer["modules"], footer["facts"]
+
+
+def read_spectra(path: Path) -> list[dict[str, Any]]:
+    """A part's rows of spectra."""
+    with reading(path):
+        rows: list[dict[str, Any]] = _footer(pq.read_schema(path))["spectra"]
+        return rows
+
+
+def read_inputs(path: Path) -> list[dict[str, Any]]:
+    """A part's rows of inputs."""
+    with reading(path):
+        rows: list[dict[str, Any]] = _footer(pq.read_schema(path))["inputs"]
+        return rows
 
 
 def read_groups(path: Path, run: tuple[str, int | None]) -> Iterator[pa.Table]:

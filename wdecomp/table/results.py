@@ -10,9 +10,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wdecomp.errors import ResultsError
+from wdecomp.errors import ResultsError, some
 from wdecomp.table.files import reading
-from wdecomp.table.schema import VERSION
+from wdecomp.table.schema import FACTS, FITS, MODULES, SPECTRA, VERSION
+
+SPECTRA_FILE = "spectra.parquet"
+INPUTS_FILE = "inputs.parquet"
+SCHEMAS = {
+    "modules.parquet": MODULES,
+    "facts.parquet": FACTS,
+    "fits.parquet": FITS,
+    SPECTRA_FILE: SPECTRA,
+}
+WHOLE = {
+    *("step", "layer", "rank", "rank_90", "rank_99"),
+    *("leading", "intruders", "intruders_most"),
+}
 
 if TYPE_CHECKING:  # loaded by the first table that is read: much of the time that starting takes
     import pandas as pd
@@ -51,6 +64,19 @@ class Results:
     def facts(self) -> "pd.DataFrame":
         """One row per compared tensor, 1-D ones included: norms, changes, ranks, scalings."""
         return self._table("facts.parquet")
+
+    @cached_property
+    def spectra(self) -> "pd.DataFrame":
+        """One row per run × step × matrix that changed: what singular values say of the change.
+
+        Raises:
+            ResultsError: none were asked for.
+        """
+        if "spectral" not in self.run["options"]:
+            raise ResultsError(
+                f"{self.path / SPECTRA_FILE}: there is none. Compare with --spectral."
+            )
+        return self._table(SPECTRA_FILE)
 
     @cached_property
     def left_out(self) -> "pd.DataFrame":
@@ -100,7 +126,7 @@ class Results:
                 if kept == axis and (wanted is None or parameter in wanted):
                     group = parquet.read_row_group(i)
                     tables.append(group.take(np.arange(0, group.num_rows, every)))
-            return _pandas(pa.concat_tables(tables))
+            return as_pandas(pa.concat_tables(tables))
 
     def _last_step(self, run: str) -> int | None:
         steps = [known["step"] for known in self.run["runs"] if known["run"] == run]
@@ -113,7 +139,11 @@ class Results:
     def _table(self, name: str) -> "pd.DataFrame":
         file = self.path / name
         with reading(file):
-            return _pandas(pq.read_table(file, page_checksum_verification=True))
+            table = pq.read_table(file, page_checksum_verification=True)
+            missing = [column for column in SCHEMAS[name].names if column not in table.schema.names]
+            if missing:
+                raise ValueError(f"no column {some(missing)}")
+            return as_pandas(table)
 
 
 def read_results(path: str | Path) -> Results:
@@ -123,15 +153,34 @@ def read_results(path: str | Path) -> Results:
         ResultsError: the folder holds no results, unfinished ones, or ones of another schema.
     """
     folder = Path(path)
-    if not (folder / "run.json").is_file():
-        raise ResultsError(f"{folder}: holds no results. `wdecomp compare --out` makes them.")
     results = Results(folder)
-    version = results.run.get("schema")
-    if version != VERSION:
-        raise ResultsError(f"{folder}: has schema {version!r}, expected {VERSION}.")
+    check_schema(results)
     if not (folder / "DONE.json").is_file():
         raise ResultsError(f"{folder}: is unfinished. Give the same command again to continue.")
     return results
+
+
+def check_schema(results: Results) -> None:
+    """That there are results of this version's schema, finished or not.
+
+    Raises:
+        ResultsError: there are none.
+    """
+    folder = results.path
+    if not (folder / "run.json").is_file():
+        raise ResultsError(f"{folder}: holds no results. `wdecomp compare --out` makes them.")
+    version = results.run.get("schema")
+    if version != VERSION:
+        raise ResultsError(
+            f"{folder}: has schema {version!r}, expected {VERSION}. Compare again, or read it with "
+            "the wdecomp that made it."
+        )
+    missing = [key for key in ("options", "runs", "left_out") if key not in results.run]
+    if missing:
+        raise ResultsError(
+            f"{folder / 'run.json'}: has no {some(missing)}, as every comparison writes. "
+            "Compare again with --restart, or into another folder."
+        )
 
 
 def columns_file(run: str, step: int | None) -> str:
@@ -145,8 +194,8 @@ def _row_groups(metadata: Any) -> list[tuple[str, str]]:
     return [(g.column(0).statistics.min, g.column(1).statistics.min) for g in groups]
 
 
-def _pandas(table: pa.Table) -> "pd.DataFrame":
+def as_pandas(table: pa.Table) -> "pd.DataFrame":
     """As pandas, with whole numbers that may be missing as Int64 and text as str."""
     frame: pd.DataFrame = table.to_pandas(integer_object_nulls=False)
-    whole = [field.name for field in table.schema if field.name in {"step", "layer", "rank"}]
+    whole = [field.name for field in table.schema if field.name in WHOLE]
     return frame.astype(dict.fromkeys(whole, "Int64")) if whole else frame

@@ -3,6 +3,8 @@
 modules.parquet   a matrix in a row: run × step × parameter × axis
 fits.parquet      a statistic in a row
 facts.parquet     a tensor in a row: what diagnosis needs, 1-D tensors included
+spectra.parquet   a matrix in a row, with --spectral: run × step × parameter
+inputs.parquet    a tensor that was read in a row, with --checksums
 columns/          a column in a row: one file per run and step, one row group per matrix and axis
 """
 
@@ -74,6 +76,45 @@ FACTS = pa.schema(
         ("magnitude_grid", pa.string()),  # to which: BF16 or F16
         ("magnitude_correlation", pa.float64()),  # of m with ‖W0‖, Pearson
         ("magnitude_misordered", pa.bool_()),  # q and k, in torchtune's order of rows
+    ]
+)
+
+# Null where a figure does not exist or was not found; see docs/spectral.md for formulas.
+SPECTRA = pa.schema(
+    [
+        *_WHERE,
+        ("outputs", pa.int64()),
+        ("inputs", pa.int64()),
+        ("found_by", pa.string()),  # factors, exact, randomised; or why not: nonfinite, too large
+        ("norm_delta", pa.float64()),  # ‖ΔW‖, Frobenius
+        ("relative_change", pa.float64()),  # ‖ΔW‖/‖W0‖
+        ("spectral_norm", pa.float64()),  # σ1 of ΔW
+        ("spectral_norm_base", pa.float64()),  # σ1 of W0
+        ("stable_rank", pa.float64()),  # ‖ΔW‖²/σ1²
+        ("effective_rank", pa.float64()),  # exp of the entropy of σ/Σσ; null if only bounds
+        ("effective_rank_low", pa.float64()),
+        ("effective_rank_high", pa.float64()),
+        ("rank_90", pa.int64()),  # how many σ² hold 90 % of ‖ΔW‖²; null if more than were found
+        ("rank_99", pa.int64()),
+        ("remainder", pa.float64()),  # of ‖ΔW‖, outside the values found; 0 if all were
+        ("leading", pa.int64()),  # k, of what follows
+        ("vectors_by", pa.string()),  # of W0 and W: exact or randomised
+        ("residual", pa.float64()),  # the largest ‖Wᵀ(W v) − σ²v‖/σ1² of W0's and W's
+        ("alignment", pa.float64()),  # ‖UᵀΔW V‖/‖ΔW‖, U and V the k leading vectors of W0
+        ("alignment_chance", pa.float64()),  # k/√(outputs·inputs)
+        ("intruders", pa.int64()),  # of the k leading u of W, |cos| < ε with all u0
+        ("intruders_most", pa.int64()),  # where not all u0 were found
+        ("least_cosine", pa.float64()),  # over those k, of the largest |cos| with a u0 found
+    ]
+)
+
+INPUTS = pa.schema(
+    [
+        ("file", pa.string()),
+        ("start", pa.int64()),  # of the first byte, from the start of the file
+        ("bytes", pa.int64()),
+        ("tensor", pa.string()),  # empty where it is all of a file
+        ("crc32", pa.int64()),  # of these bytes, as zlib has it
     ]
 )
 

@@ -1,12 +1,12 @@
 """How far a merged weight may be from W0 + ΔW.
 
-    a = u·(|W0| + |W0 + ΔW|) + v·rms(ΔW) + t
+    a = u0·|W0| + u·|W0 + ΔW| + v·rms(ΔW) + t
 
 u is half a unit in the last place of the merged weights, relative to them, and t half the smallest
-step between two of them; rms(ΔW) is over one stored row. u·|W0| is for a base that was loaded in
-that dtype, u·|W0 + ΔW| for the rounding of the sum, and v for factors and products that were
-rounded on the way: to the 16 bits of the merged weights, or in float32 to the 11 bits that a GPU's
-TF32 has.
+step between two of them; rms(ΔW) is over one stored row. u0·|W0| is for a base that was loaded in
+that dtype, u0 = u; or that was dequantised, which is done in 16 bits, u0 ≥ 2⁻⁸. u·|W0 + ΔW| is for
+the rounding of the sum, and v for factors and products that were rounded on the way: to the 16
+bits of the merged weights, or in float32 to the 11 bits that a GPU's TF32 has.
 
 Where PEFT rounds, once all of it is in 16 bits (`autocast_adapter_dtype=False`; by default factors
 are float32, and only the sum is rounded):
@@ -28,6 +28,9 @@ PRODUCTS = {"BF16": 2.0**-7}  # v
 FINER_PRODUCTS = 2.0**-10
 STEPS = {"F16": 2.0**-25}  # t: float16's weights below 2^-14 are all that far apart
 FINER_STEPS = 2.0**-134  # bfloat16's
+
+
+DEQUANTISED = "BF16"  # the coarsest dtype that a quantised base is decoded to
 
 
 def roundoff(dtype: str) -> float:

@@ -21,7 +21,7 @@ from math import inf, isfinite, nan, sqrt
 import numpy as np
 
 from wdecomp.dtypes import Floats
-from wdecomp.verifying.allowance import MOST_OF_ROW, MOST_OF_TENSOR, MOST_OF_WEIGHT
+from wdecomp.verifying.allowance import MOST_OF_ROW, MOST_OF_TENSOR, MOST_OF_WEIGHT, roundoff
 from wdecomp.verifying.records import State
 from wdecomp.verifying.sums import ColumnSums, TensorSums
 
@@ -45,13 +45,16 @@ class Decision:
     columns_off: int
 
 
-def decide(columns: ColumnSums, tensor: TensorSums, has_magnitude: bool) -> Decision:
+def decide(
+    columns: ColumnSums, tensor: TensorSums, has_magnitude: bool, stored: str = ""
+) -> Decision:
     """What a tensor is that the adapter changes.
 
     Args:
         columns: sums of each column.
         tensor: of all of it.
         has_magnitude: whether each column is brought to a magnitude of its own.
+        stored: its dtype, where its numbers are of a coarser one.
     """
     count = columns.count.sum()
     error = sqrt(columns.ee.sum() / count) if count else nan
@@ -62,12 +65,21 @@ def decide(columns: ColumnSums, tensor: TensorSums, has_magnitude: bool) -> Deci
         return Decision("not-finite", error, factor, off)
     near = error <= MOST_OF_TENSOR and tensor.largest <= MOST_OF_WEIGHT and not off
     if not count or (near and doubt > UNTOLD):
-        return Decision("too-small", error, nan, off)
+        left = bool(stored) and _left_as_it_was(tensor, stored)
+        return Decision("not-merged" if left else "too-small", error, 0.0 if left else nan, off)
     if near and abs(factor - 1) <= SHIFT + doubt:
         return Decision("merged", error, factor, off)
     most = inf if near else error / EXPLAINED
     state, factor = _otherwise(columns, count, factor, has_magnitude, most)
     return Decision(state, error, factor, off)
+
+
+def _left_as_it_was(tensor: TensorSums, stored: str) -> bool:
+    """Whether no weight moved, although its dtype has room for the change.
+
+    Its numbers are then those of the base, and say nothing of how a merge was rounded.
+    """
+    return tensor.moved == 0 and tensor.change > roundoff(stored) ** 2 * tensor.base
 
 
 def _of_factor(factor: float) -> State:

@@ -15,6 +15,8 @@ from wdecomp.verifying.records import Gone
 
 # Files of these hold a whole pipeline's adapters, of which a base may be one component.
 OF_PIPELINES = ("kohya/LyCORIS", "diffusers")
+# Buffers that a model computes when it is made; some versions of transformers save them.
+COMPUTED = ("inv_freq", "position_ids", "masked_bias")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def line_up(base: Checkpoint, merged: Checkpoint, tuned: Checkpoint) -> Lineup:
     paired = [_item(each, changed.get(name)) for name, each in pairs.items()]
     items = [item for item in paired if id(item.merged.tensor) not in taken]
     absent = [gone.tensor for gone in whole.left_out if gone.side == "base"]
-    absent = [name for name in absent if name in base.tensors]
+    absent = [name for name in absent if name in base.tensors and not _is_computed(name)]
     absent += [name for name in changed if name not in pairs]
     heads = [head for name in absent for head in _tied_head(name, base, merged, changed)]
     met = {item.parameter for item in (*items, *heads, *own)}
@@ -187,13 +189,17 @@ def _left_out(
         if gone.side != "tuned" or id(tensor) in taken:
             continue
         found = Gone(gone.tensor, gone.reason)
-        if tensor is None or gone.tensor in buffers:
+        if tensor is None or gone.tensor in buffers or _is_computed(gone.tensor):
             notes.append(f"{gone.tensor} is not looked at: {gone.reason}")
         elif not _is_weight(tensor):
             unread.append(found)
         else:
             extra.append(found)
     return unread, extra, notes
+
+
+def _is_computed(name: str) -> bool:
+    return name.rpartition(".")[2] in COMPUTED
 
 
 def _is_weight(tensor: Weight) -> bool:

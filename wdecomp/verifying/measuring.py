@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wdecomp.adapter import Adapted, ChangeReader
-from wdecomp.checkpoint import BLOCK_BYTES, Matrix, MatrixReader, Rectangle
+from wdecomp.checkpoint import BLOCK_BYTES, Matrix, MatrixReader, QuantizedTensor, Rectangle
 from wdecomp.decomposition import Axis
 from wdecomp.dtypes import BITS, Array, widen
-from wdecomp.verifying.allowance import least, roundoff
+from wdecomp.verifying.allowance import DEQUANTISED, least, roundoff
 from wdecomp.verifying.lineup import Item
 from wdecomp.verifying.sums import Adding, ColumnSums, TensorSums
 
@@ -64,7 +64,8 @@ def measure(item: Item, on_bytes: OnBytes) -> Changed | Kept:
 
 def _changed(item: Item, change: Adapted | Matrix, on_bytes: OnBytes) -> Changed:
     axis, precision = _axis(change), precision_of(item.merged)
-    sums = Adding(item.shape[0 if axis == "output" else 1], axis, precision)
+    of_base = DEQUANTISED if isinstance(item.base.tensor, QuantizedTensor) else ""
+    sums = Adding(item.shape[0 if axis == "output" else 1], axis, precision, of_base)
     with ExitStack() as files:
         base = files.enter_context(MatrixReader(item.base))
         merged = files.enter_context(MatrixReader(item.merged))
@@ -131,7 +132,8 @@ def _differences(w0: Array, now: Array, item: Item, precision: str) -> Array:
     apart = np.abs(np.where(finite, now, 0.0) - np.where(finite, w0, 0.0))
     coarser = roundoff(precision) > roundoff(item.base.dtype)
     allowed = (roundoff(precision) if coarser else 0.0) * np.where(finite, np.abs(w0), 0.0)
-    allowed += least(precision) if precision != item.base.dtype else 0.0
+    dtypes = {precision, item.merged.dtype} - {item.base.dtype}
+    allowed += max(map(least, dtypes), default=0.0)
     other_kind = ~np.isfinite(w0) & np.isfinite(now)
     off = (apart > allowed) | other_kind | damaged
     return np.array([off.sum(), (apart > 0).sum(), 0.0, np.square(apart).sum(), damaged.sum()])

@@ -1,7 +1,7 @@
 """What is known of a merged checkpoint once its numbers have been gone through."""
 
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import isfinite, nan, sqrt
 from typing import Literal
 
 # Of a tensor that the adapter changes, and (the last two) of one that it does not.
@@ -132,13 +132,9 @@ class Verification:
         """Whether it is."""
         return not self.findings
 
-    @property
-    def relative(self) -> float:
-        """‖merged − (W0 + ΔW)‖/‖W0‖ over all tensors."""
-        return relative_of(self.tensors)
-
 
 def relative_of(tensors: tuple[Tensor, ...]) -> float:
-    """‖merged − (W0 + ΔW)‖/‖W0‖ over some tensors."""
-    base = sum(tensor.base**2 for tensor in tensors)
-    return sqrt(sum(tensor.difference**2 for tensor in tensors) / base) if base else nan
+    """‖merged − (W0 + ΔW)‖/‖W0‖ over those tensors whose base is finite."""
+    finite = [tensor for tensor in tensors if isfinite(tensor.base)]
+    base = sum(tensor.base**2 for tensor in finite)
+    return sqrt(sum(tensor.difference**2 for tensor in finite) / base) if base else nan

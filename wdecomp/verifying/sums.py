@@ -21,9 +21,8 @@ from wdecomp.dtypes import Array, Floats
 from wdecomp.verifying.allowance import MOST_OF_WEIGHT, least, products, roundoff
 
 STRIP = 512  # numbers of a row at a time, so that they stay in the first-level cache
-MOST = float(
-    np.finfo(np.float64).max
-)  # x − x, by which isfinite tells, is 0 where LLVM may reorder
+# Of finite numbers; x - x, by which np.isfinite tells them, becomes 0 where LLVM may reorder.
+MOST = float(np.finfo(np.float64).max)
 VISIBLE = 2.0  # units of a that a change must have to be seen in one weight
 
 # Sums of a tensor, in the order of `TensorSums`.
@@ -77,11 +76,13 @@ class Adding:
 
     columns: how many there are along the axis.
     precision: the dtype whose rounding is allowed.
+    of_base: another one, if it is coarser, to which W0 was rounded before.
     """
 
     columns: int
     axis: Axis
     precision: str
+    of_base: str = ""
     _columns: Floats = field(init=False)
     _tensor: Floats = field(init=False)
 
@@ -98,7 +99,9 @@ class Adding:
         by_row = (self.axis == "output") != turned
         wide = np.result_type(*blocks)
         rows = [np.ascontiguousarray(b.T if turned else b, wide) for b in blocks]
-        allowed = roundoff(self.precision), products(self.precision), least(self.precision)
+        u = roundoff(self.precision)
+        of_base = max(u, roundoff(self.of_base)) if self.of_base else u
+        allowed = of_base, u, products(self.precision), least(self.precision)
         _adding(np.dtype(wide))(*rows, allowed, by_row, first, self._columns, self._tensor)
 
     def total(self) -> tuple[ColumnSums, TensorSums]:
@@ -111,7 +114,7 @@ def _adding(wide: Any) -> Any:
     """`_add`, compiled for a dtype of the blocks, whether or not they may be written to."""
     block = types.Array(from_dtype(wide), 2, "C", readonly=True)
     kept = types.float64[:, ::1], types.float64[::1]
-    allowed = types.UniTuple(types.float64, 3)
+    allowed = types.UniTuple(types.float64, 4)
     return _add.compile((*[block] * 4, allowed, types.boolean, types.intp, *kept))
 
 
@@ -121,7 +124,7 @@ def _add(
     change: Array,
     plain: Array,
     merged: Array,
-    allowed_by: tuple[float, float, float],
+    allowed_by: tuple[float, float, float, float],
     by_row: bool,
     first: int,
     columns: Floats,
@@ -129,9 +132,9 @@ def _add(
 ) -> None:
     """Adds a block; numbers of a stored row lie side by side.
 
-    `allowed_by` is (u, v, t), and `first` the first column of the block.
+    `allowed_by` is (u0, u, v, t), and `first` the first column of the block.
     """
-    of_weight, of_change, least_step = allowed_by
+    of_base, of_weight, of_change, least_step = allowed_by
     of_rows = of_change * _root_mean_squares(change) + least_step
     part = np.empty((6, STRIP))
     w, x, z, y, e, one = part[0], part[1], part[2], part[3], part[4], part[5]
@@ -139,7 +142,8 @@ def _add(
     for left in range(0, base.shape[1], STRIP):
         count = min(STRIP, base.shape[1] - left)
         for i in range(base.shape[0]):
-            _in_units(base, change, plain, merged, i, left, of_weight, of_rows[i], part, tensor)
+            units = of_base, of_weight, of_rows[i]
+            _in_units(base, change, plain, merged, i, left, units, part, tensor)
             _add_errors(x, e, count, tensor)
             for k in range(len(pairs)):
                 one_side, other = pairs[k]
@@ -169,16 +173,16 @@ def _in_units(
     merged: Array,
     i: int,
     left: int,
-    of_weight: float,
-    of_row: float,
+    units: tuple[float, float, float],
     part: Floats,
     tensor: Floats,
 ) -> None:
     """The w, x, z, y and ε of a part of a row, 0 where a number is not finite, and 1 where all are.
 
-    It begins at number `left` of row `i`; `of_weight` is u, and `of_row` what the row's change
-    adds to the allowed error.
+    It begins at number `left` of row `i`; `units` are u0, u, and what the row's change adds to the
+    allowed error.
     """
+    of_base, of_weight, of_row = units
     w, x, z, y, e, one = part[0], part[1], part[2], part[3], part[4], part[5]
     ww = xx = ee = moved = broken = damaged = 0.0
     for j in range(min(STRIP, base.shape[1] - left)):
@@ -187,7 +191,7 @@ def _in_units(
         wanted = w0 + delta
         whole, there = abs(wanted) <= MOST, abs(now) <= MOST
         good = whole and there
-        unit = 1.0 / (of_weight * (abs(w0) + abs(wanted)) + of_row)
+        unit = 1.0 / (of_base * abs(w0) + of_weight * abs(wanted) + of_row)
         one[j] = 1.0 if good else 0.0
         w[j] = w0 * unit if good else 0.0
         x[j] = delta * unit if good else 0.0
@@ -198,7 +202,7 @@ def _in_units(
         xx += delta * delta if good else 0.0
         ee += (now - wanted) * (now - wanted) if good else 0.0
         moved += 1.0 if good and now != w0 else 0.0
-        broken += 1.0 if not whole and np.isfinite(w0) else 0.0
+        broken += 1.0 if not whole and abs(w0) <= MOST else 0.0
         damaged += 1.0 if whole and not there else 0.0
     found = ((BASE, ww), (CHANGE, xx), (ERROR, ee), (MOVED, moved), (BROKEN, broken))
     for k, value in (*found, (DAMAGED, damaged)):

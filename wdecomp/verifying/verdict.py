@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
+from wdecomp.names import place
 from wdecomp.verifying.lineup import Lineup
 from wdecomp.verifying.records import Finding, Gone, State, Tensor, relative_of
 
@@ -143,8 +144,10 @@ def _without_explanation(tensors: Tensors) -> Iterator[Finding]:
     changed = [tensor for tensor in tensors if tensor.state == "changed"]
     throughout = [t for t in unexplained if t.columns and 2 * t.columns_off >= t.columns]
     partly = [tensor for tensor in unexplained if tensor not in throughout]
+    if _most_matrices(changed, tensors):  # also those that hardly differ, of a base that does
+        throughout, partly = unexplained, []
     if throughout:
-        yield _other_base(tensors, throughout, changed)
+        yield _of_another(tensors, throughout, changed)
     elif changed:
         yield Finding(
             "changed",
@@ -165,6 +168,29 @@ def _without_explanation(tensors: Tensors) -> Iterator[Finding]:
         )
 
 
+def _most_matrices(changed: Tensors, tensors: Tensors) -> bool:
+    """Whether at least half of the matrices that the adapter does not touch are not the base's."""
+    untouched = sum(not tensor.is_touched and not tensor.is_vector for tensor in tensors)
+    return 2 * sum(not tensor.is_vector for tensor in changed) >= max(untouched, 1)
+
+
+def _of_another(tensors: Tensors, unexplained: Tensors, changed: Tensors) -> Finding:
+    """Another adapter where the layers' other matrices are the base's; else another base."""
+    like = [tensor for tensor in tensors if not tensor.is_touched and not tensor.is_vector]
+    if changed or not any(place(tensor.parameter).layer is not None for tensor in like):
+        return _other_base(tensors, unexplained, changed)
+    sure = abs(_factor(unexplained) - 1) <= SURE
+    what = "with something else in them besides" if sure else "not of this adapter"
+    return Finding(
+        "other-adapter",
+        f"{len(unexplained)} tensors that the adapter changes are off by "
+        f"{relative_of((*unexplained,)):.2g} of |W0|, whatever the scaling, and all others are the "
+        f"base's: {what}",
+        "name the adapter that was merged, and its step; look for a second one",
+        _names(unexplained),
+    )
+
+
 def _other_base(tensors: Tensors, unexplained: Tensors, changed: Tensors) -> Finding:
     far = relative_of((*unexplained, *changed))
     vectors = [tensor for tensor in tensors if tensor.is_vector]
@@ -183,12 +209,17 @@ def _other_base(tensors: Tensors, unexplained: Tensors, changed: Tensors) -> Fin
 
 def _into(unexplained: Tensors) -> str:
     """What happened to the adapter on the way to another base, by how much of it is there."""
-    factor = median(tensor.factor for tensor in unexplained)
+    factor = _factor(unexplained)
     if abs(factor - 1) <= SURE:
         return "merged into another base"
     if abs(factor) <= SURE:
         return "of another base, without the adapter's change"
     return "of another base, or not of this adapter"
+
+
+def _factor(unexplained: Tensors) -> float:
+    factors = [tensor.factor for tensor in unexplained if math.isfinite(tensor.factor)]
+    return median(factors) if factors else math.nan
 
 
 def _gone(lineup: Lineup) -> Iterator[Finding]:

@@ -57,10 +57,13 @@ def verify(
     def beside(path: str | Path) -> Lineup:
         return line_up(_opened(path, allow_pickle), whole, tuned)
 
+    others = list(candidates)
+    for path in others:  # not after all the rest has been read
+        _opened(path, allow_pickle)
     lineup, run = beside(base), partial(_measured, workers, progress)
     tensors = run(lineup)
     found = findings_of(lineup, tensors)
-    fits = [_candidate(str(path), beside, run) for path in candidates]
+    fits = [_candidate(str(path), beside, run) for path in others]
     here = Candidate(str(base), relative_of(tensors), not found)
     return Verification(
         str(merged),
@@ -115,7 +118,8 @@ def _of_changed(item: Item, found: Changed) -> Tensor:
     sums, columns = found.tensor, found.columns
     update = item.change.update if isinstance(item.change, Adapted) else None
     has_magnitude = isinstance(item.change, Adapted) and item.change.magnitude is not None
-    decision = decide(columns, sums, has_magnitude)
+    coarse = found.precision != item.merged.dtype
+    decision = decide(columns, sums, has_magnitude, item.merged.dtype if coarse else "")
     return Tensor(
         item.parameter,
         decision.state,
