@@ -7,7 +7,8 @@ them by `wdecomp view` in headless Chromium (playwright, and a Chromium in the p
 medians of seconds from click to painted: the chart that is waited for has been drawn, the script
 has ended, and the browser has shown two more frames.
 
-- first view, cold: a new server, a new browser; warm: a new page of the same browser
+- first view, cold: a new server, a new browser; warm: the page loaded again; in a new tab: without
+  the scripts that the first tab had compiled
 - another module kind; another page; from a brushed point to the columns of its matrix
 
 Exits with 1 where a limit is not kept.
@@ -33,6 +34,7 @@ from synthetic_results import write_results
 LIMITS = {
     "first view, cold": 5.0,
     "first view, warm": 2.0,
+    "first view, new tab": None,
     "module change": 1.0,
     "page change": 1.5,
     "drill-down": 1.5,
@@ -130,9 +132,10 @@ def round_of(address: str, browser: Browser, number: int) -> dict[str, float]:
     """One of everything, on a server that has just been started."""
     page = fresh(browser)
     times = {"first view, cold": first(page, address)}
-    again = page.context.new_page()
-    times["first view, warm"] = first(again, address)
-    page = again
+    times["first view, warm"] = first(page, address)
+    tab = page.context.new_page()
+    times["first view, new tab"] = first(tab, address)
+    tab.close()
     times["module change"] = only(page, ("v", "k", "o", "up", "down")[number % 5])
     times["page change"] = timed(page, to(page, "Layers"), "Where in the depth of the model?", 4)
     timed(page, to(page, "ΔM vs ΔD"), "Do magnitude and direction move together?")
@@ -171,10 +174,11 @@ def main() -> int:
     for name, limit in LIMITS.items():
         seconds = [times[name] for times in rounds]
         middle = statistics.median(seconds)
-        kept &= middle <= limit
+        kept &= limit is None or middle <= limit
+        said = "no limit" if limit is None else f"limit {limit} s"
         every = " ".join(f"{each:.2f}" for each in seconds)
-        print(f"{name:<18}{middle:6.2f} s  (limit {limit} s; {every})")
-    print(f"{'server memory':<18}{statistics.median(memory) / 1e6:6.0f} MB (limit 1000 MB)")
+        print(f"{name:<20}{middle:6.2f} s  ({said}; {every})")
+    print(f"{'server memory':<20}{statistics.median(memory) / 1e6:6.0f} MB (limit 1000 MB)")
     return 0 if kept else 1
 
 

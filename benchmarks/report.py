@@ -63,7 +63,7 @@ def main() -> int:
     given = parser.parse_args()
     results, file = given.folder / "results", (given.folder / "report.html").absolute()
     if not (results / "DONE.json").exists():
-        write_results(results)
+        write_results(results, columns=True)
     start = time.perf_counter()
     read = read_results(results)
     write_report(read, file, findings(read), conclusions(read.modules, read.fits))

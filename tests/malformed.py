@@ -310,6 +310,31 @@ for name, text, *named in [
     _config(name, text, *named)
 
 
+for value in ([], ["gptq"], {"x": 1}, 4, True, "newest"):
+
+    @_case(f"config: quant_method {value!r}", "bad", "quant_method|newest")
+    def _(folder: Path, value: Any = value) -> Path:
+        return write_full(
+            folder / "bad",
+            moved(tiny_llama(1)),
+            config={"quantization_config": {"quant_method": value}},
+        )
+
+
+for value in ("four", 4.0, None, [4], 3, True):
+
+    @_case(f"config: bits {value!r}", f"{Q}.weight|{Q}.qweight", "bits")
+    def _(folder: Path, value: Any = value) -> Path:
+        packed = {
+            f"{Q}.qweight": torch.zeros(3, 32, dtype=torch.int32),
+            f"{Q}.qzeros": torch.zeros(3, 4, dtype=torch.int32),
+            f"{Q}.scales": torch.ones(3, 32, dtype=torch.float16),
+            f"{Q}.g_idx": torch.zeros(24, dtype=torch.int32),
+        }
+        settings = {"quant_method": "gptq", "bits": value}
+        return write_full(folder / "bad", packed, config={"quantization_config": settings})
+
+
 @_case("config: a folder", "config.json")
 def _(folder: Path) -> Path:
     bad = _full(folder)
@@ -336,7 +361,7 @@ def _field(field: str, *values: Any, **more: Any) -> None:
 
 
 _field("peft_type", None, "", "LORAX", 1, ["LORA"], {"LORA": 1}, "lora\n")
-_field("r", 0, -4, "4", 4.5, True, None, [2], 2**70, 3)
+_field("r", 0, -4, "4", 4.5, True, None, [2], 2**31, 2**70, 10**400, 3)
 _field("lora_alpha", "16", None, True, [], 10**400, {})
 _field("use_rslora", "false", 1, None, [])
 _field("use_dora", "false", 1, True)

@@ -83,7 +83,8 @@ def test_every_page_stands_poor_results(
     folder = getattr(app_folders, state)(tmp_path / "r", results)
     for page, at in every_page(app(folder)):
         if page == "columns" and state == "recording":
-            assert "No columns were kept along the output axis. Compare again with" in said(at)
+            assert "No columns were kept along the output axis. The recording of" in said(at)
+            assert "compare its checkpoints with --columns output" in said(at)
         if state == "recording":
             assert "A training is being recorded: 2 steps so far." in said(at)
             assert page != "scatter" or "r = " in heads(at)[0]
@@ -255,6 +256,17 @@ def test_the_tables_are_those_of_the_results(app: App, results: Results) -> None
     expected = results.modules.query("module == 'q' and run == 'lora' and axis == 'output'")
     pd.testing.assert_series_equal(
         shown["delta_magnitude"], expected["delta_magnitude"], check_index=False
+    )
+
+
+def test_statistics_are_those_of_the_rows_that_are_chosen(app: App, results: Results) -> None:
+    at = app(results.path, page="fits", module="q", run="lora", step=["3000", "4000"])
+    rows = results.modules.query(
+        "module == 'q' and run == 'lora' and step >= 3000 and axis == 'output'"
+    )
+    expected = module_fits(rows).query("response == 'delta_magnitude'")
+    assert at.dataframe[0].value["value"].tolist() == pytest.approx(
+        expected["value"].tolist(), nan_ok=True
     )
 
 

@@ -200,6 +200,21 @@ def test_an_input_that_changes_during_the_run_is_refused_by_name(
     assert not list((folder / "out").rglob("*.parquet"))
 
 
+def test_a_change_after_all_was_read_is_noticed_before_the_tables_are_made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, commit = folder / "ft" / "model.safetensors", ResultsFolder.commit
+
+    def late(opened: ResultsFolder, number: int, part: Part) -> None:
+        commit(opened, number, part)
+        _touch_nothing_but_bytes(file)
+
+    monkeypatch.setattr(ResultsFolder, "commit", late)
+    with pytest.raises(CheckpointError, match="was changed or replaced"):
+        _compare(folder)
+    assert not (folder / "out" / "modules.parquet").exists()
+
+
 def test_a_checkpoint_of_the_same_size_and_time_is_another_one(folder: Path) -> None:
     _compare(folder)
     file = folder / "ft" / "model.safetensors"

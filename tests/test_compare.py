@@ -85,6 +85,7 @@ def test_no_way_of_cutting_the_work_changes_a_table(
             comparison, "Options", lambda *a, **k: scan.Options(*a, **k, block_bytes=block_bytes)
         )
         patched.setattr("wdecomp.scan.plan.UNIT_BYTES", 3000)
+        patched.setattr("wdecomp.scan.plan.UNIT_PAIRS", 2)
         patched.setattr("wdecomp.checkpoint.mapping.WIDEST", window)
         patched.setattr("wdecomp.checkpoint.elements.LEAST", mapped_from)
         patched.setattr("wdecomp.scan.measure.STRIP", 32)

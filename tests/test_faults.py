@@ -1,5 +1,6 @@
 """A disk that fails or is full, a clock that jumps, a thread that dies: said, and gone on later."""
 
+import contextlib
 import errno
 import io
 import itertools
@@ -76,6 +77,29 @@ def test_whichever_change_to_the_disk_fails_it_is_said_and_the_next_run_goes_on(
         power_cuts.work(out)
         assert power_cuts.contents(out) == whole
     assert failed > 15
+
+
+class _Killed(BaseException):
+    """As good as SIGKILL: nothing of ours catches it."""
+
+
+def test_wherever_a_restart_is_killed_the_same_command_goes_on(tmp_path: Path) -> None:
+    power_cuts.work(tmp_path / "whole")
+    whole = power_cuts.contents(tmp_path / "whole")
+    for at in range(1, 17):  # what was there is removed, and a new plan is written
+        out, seen = tmp_path / str(at), list[Change]()
+        power_cuts.work(out, mark="old")
+
+        def see(change: Change, at: int = at, seen: list[Change] = seen) -> None:
+            seen.append(change)
+            if len(seen) >= at:
+                raise _Killed
+
+        with watched(out, see), contextlib.suppress(_Killed):
+            power_cuts.work(out, restart=True)
+        power_cuts.work(out, restart=True)
+        assert power_cuts.contents(out) == whole
+    assert [change.to for change in seen if change.kind == "rename"] == ["run.json"]
 
 
 def _said(out: Path) -> str:

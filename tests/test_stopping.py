@@ -78,8 +78,10 @@ def test_a_second_run_is_refused_within_a_second_while_the_first_goes_on(tmp_pat
         assert first.stdout is not None
         assert first.stdout.readline() == "ready\n"
         start = time.monotonic()
-        with pytest.raises(wdecomp.WdecompError, match="another wdecomp is writing there"):
-            wdecomp.compare(tmp_path / "gone", tmp_path / "ft", out=tmp_path / "out")
-        assert time.monotonic() - start < 1
-        first.kill()
+        try:
+            with pytest.raises(wdecomp.WdecompError, match="another wdecomp is writing there"):
+                wdecomp.compare(tmp_path / "gone", tmp_path / "ft", out=tmp_path / "out")
+            assert time.monotonic() - start < 1
+        finally:
+            first.kill()
     wdecomp.compare(tmp_path / "base", tmp_path / "ft", out=tmp_path / "out", restart=True)

@@ -38,14 +38,16 @@ def summary(results: Results, axis: str = "output") -> pd.DataFrame:
     by resampling layers where there are enough, else Fisher z), within_step (Pearson with each
     step's means taken out), findings and conclusion (see `wdecomp.stats.Conclusion`).
     """
-    modules = results.modules
+    modules, fits = results.modules, results.fits
     modules = modules[modules["axis"] == axis]
+    wanted = (fits["axis"] == axis) & (fits["estimator"] == "pearson")
+    fits = fits[wanted & (fits["response"] == "delta_magnitude")]
     said: dict[Any, Conclusion] = {
         (each.run, each.stack, each.module): each
-        for each in conclusions(modules, results.fits, axis)
+        for each in conclusions(modules, fits, axis)
     }
     rows = [
-        _row(key, group, results.fits, axis)
+        _row(key, group, fits)
         | dict(zip(SAID, (said[key].findings, said[key].text), strict=True))
         for key, group in modules.groupby(WHERE, sort=False)
         if key in said
@@ -151,16 +153,11 @@ def _wrapped(text: str, indent: str) -> list[str]:
     )
 
 
-def _row(key: Any, group: pd.DataFrame, fits: pd.DataFrame, axis: str) -> dict[str, Any]:
+def _row(key: Any, group: pd.DataFrame, fits: pd.DataFrame) -> dict[str, Any]:
     run, stack, module = key
     last = group[group["step"] == group["step"].max()] if group["step"].notna().any() else group
     here = fits[
-        (fits["run"] == run)
-        & (fits["stack"] == stack)
-        & (fits["module"] == module)
-        & (fits["axis"] == axis)
-        & (fits["response"] == "delta_magnitude")
-        & (fits["estimator"] == "pearson")
+        (fits["run"] == run) & (fits["stack"] == stack) & (fits["module"] == module)
     ].set_index("grouping")
     pooled = here.loc["pooled"]
     clustered = not math.isnan(pooled["cluster_low"])

@@ -12,6 +12,7 @@ from wdecomp.errors import ResultsError
 
 choice: sidebar.Choice = st.session_state["choice"]
 MOST = 20  # columns of a run in the table
+ASKED = f"--columns {choice.axis}, or --columns both"
 
 
 def matrix(parameter: str, step: int | None) -> None:
@@ -53,10 +54,10 @@ def module_kind() -> None:
 st.header("Is the mean carried by a few columns?")
 kept = choice.results.run["options"]["columns"]
 if choice.axis not in kept:
-    raise ResultsError(
-        f"No columns were kept along the {choice.axis} axis. Compare again with "
-        f"--columns {choice.axis}, or --columns both."
-    )
+    again = "Compare again with"
+    if any("live" in results.run for results in choice.shown.members.values()):
+        again = "The recording of a training keeps none: compare its checkpoints with"
+    raise ResultsError(f"No columns were kept along the {choice.axis} axis. {again} {ASKED}.")
 if choice.at is None:
     module_kind()
 else:

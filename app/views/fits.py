@@ -1,13 +1,23 @@
 """Is it every module kind, or the query alone, and how sure is it?"""
 
 import drawing
+import pandas as pd
 import saying
 import sidebar
 import streamlit as st
+from sources import Stamps
 
 from wdecomp.stats import module_fits
 
 choice: sidebar.Choice = st.session_state["choice"]
+Part = tuple[object, ...]
+
+
+@st.cache_data(max_entries=8, show_spinner="Computing the statistics of these rows")
+def statistics(stamps: Stamps, part: Part, _rows: pd.DataFrame) -> pd.DataFrame:
+    """Those of a part of the matrices; resampling takes seconds for a large model."""
+    return module_fits(_rows)
+
 
 st.header("How sure is the relation?")
 st.write(
@@ -24,7 +34,8 @@ st.write(
     "columns were kept. low, high: by formula; cluster_low, cluster_high: by resampling layers."
 )
 if choice.steps or choice.layers:
-    fits = module_fits(choice.rows(choice.results.modules))
+    part = (choice.kinds, choice.runs, choice.steps, choice.layers, choice.axis)
+    fits = statistics(choice.shown.stamps, part, choice.rows(choice.results.modules))
 else:
     fits = choice.rows(choice.results.fits)
 response = "relative_delta_magnitude" if choice.relative else "delta_magnitude"

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from wdecomp.errors import AdapterError
 
+LARGEST = 2**31 - 1  # of a count, which no rank comes near and every float holds
 Setting = TypeVar("Setting", int, float)
 
 
@@ -61,6 +62,8 @@ class Fields:
             raise AdapterError(
                 f"{self.where}: {name} is {value!r}, expected a map from module to value."
             )
+        for key in value:
+            _matching(pa.array([""]), key, f"{self.where}: {name}")
         return {key: check(item, f"{name}[{key!r}]", self.where) for key, item in value.items()}
 
 
@@ -79,16 +82,19 @@ def by_module(
     names = pa.array(list(modules), pa.string())
     found = dict.fromkeys(modules, default)
     for key, value in reversed(list(pattern.items())):  # so that the first match is written last
-        try:
-            matching = names.filter(pc.match_substring_regex(names, rf"^(.*\.)?({key})$"))
-        except pa.ArrowInvalid as error:
-            raise AdapterError(f"{where}: {key!r} is no regular expression ({error}).") from None
-        found |= dict.fromkeys(matching.to_pylist(), value)
+        found |= dict.fromkeys(_matching(names, key, where).to_pylist(), value)
     return found
 
 
+def _matching(names: pa.Array, key: str, where: str) -> pa.Array:
+    try:
+        return names.filter(pc.match_substring_regex(names, rf"^(.*\.)?({key})$"))
+    except pa.ArrowInvalid as error:
+        raise AdapterError(f"{where}: {key!r} is no regular expression ({error}).") from None
+
+
 def _count(value: Any, name: str, where: str) -> int:
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 1 <= value <= LARGEST:
         raise AdapterError(f"{where}: {name} is {value!r}, expected a whole number of at least 1.")
     return value
 

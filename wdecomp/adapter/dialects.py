@@ -36,7 +36,8 @@ def read_adapter(checkpoint: Checkpoint) -> Adapter:
         return read_diffusers(tensors, checkpoint.metadata, where)
     if is_kohya(tensors):
         return read_kohya(tensors, where, checkpoint.metadata)
-    there = "no adapter_config.json beside it" if not config else "no peft_type in its config"
+    none = checkpoint.adapter_config is None
+    there = "no adapter_config.json beside it" if none else "no peft_type in its config"
     raise AdapterError(
         f"{where}: holds an adapter ({some(list(tensors))}) of no dialect that is known, and there "
         f"is {there}. Its scaling is not known without one."

@@ -14,7 +14,7 @@ from wdecomp.charts.style import GROWN, SHRUNK, run_colours
 from wdecomp.charts.table import numbers
 
 X_TITLE, Y_TITLE = "1 − cos, of a column", "|m − m0|, of a column"
-BINS = 80
+BINS = 56
 IN_A_ROW = 3
 DECADES = 8.0  # below the largest value; what is nearer to zero is counted, not drawn
 

@@ -57,6 +57,8 @@ def spec_of(chart: Chart) -> Spec:
         first = chart.rows[row][0].y
         if column > 0 and facet.y.title == first.title:
             up |= {"title": {"text": ""}, "showticklabels": facet.y != first}
+        if chart.n_columns > 2 and not facet.x.log:
+            across["nticks"] = 5  # else they are set at an angle
         if _has_facet_below(chart, row, column):
             across |= {"title": {"text": ""}}
         layout[f"xaxis{x[1:]}"], layout[f"yaxis{y[1:]}"] = across, up

@@ -75,6 +75,9 @@ def compare(
     merged checkpoint whose method cannot be read. If the first path is an adapter, the base is
     the one that its config names.
     """
+    from wdecomp.table import refuse_busy
+
+    refuse_busy(Path(out))  # before half a second of imports
     from wdecomp import comparison, report
     from wdecomp.stats.spectra import spectral_texts
 

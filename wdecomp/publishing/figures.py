@@ -61,7 +61,9 @@ def variants(results: Results) -> dict[str, list[Variant]]:
     by_axis = [({"axis": axis}, {"axis": axis, "kinds": tuple(usual)}) for axis in axes]
     sizes = [("ΔM", {}), ("ΔM/m0", {"relative": True}), ("ΔD", {"direction": True})]
     cells = [({"figure": n} | c, s | v) for n, s in sizes for c, v in by_axis]
-    kept = [(c, v) for c, v in by_kind if v["axis"] in results.run["options"]["columns"]]
+    # Densities are large: along one axis alone.
+    kept_axes = [axis for axis in axes if axis in results.run["options"]["columns"]][:1]
+    kept = [(choice, view) for choice, view in by_kind if view["axis"] in kept_axes]
     stepwise = by_kind if modules["step"].nunique() > 1 else []
     offered: dict[str, list[tuple[Any, Any]]] = {
         "scatter": by_kind,

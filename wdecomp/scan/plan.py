@@ -9,6 +9,7 @@ from wdecomp.names import Place
 from wdecomp.pairing import Pair, Pairing
 
 UNIT_BYTES = 512 << 20  # of input: what one commit to the results folder is worth
+UNIT_PAIRS = 4096  # so that the rows of a part stay far below what its footer may hold
 DIGITS = re.compile(r"([0-9]{1,9})")
 
 
@@ -76,13 +77,13 @@ def make_plan(
         for name, pair in (run.pairing.matrices | run.pairing.vectors).items()
     }
     units: list[list[str]] = []
-    size = unit_bytes
+    size, pairs = unit_bytes, 0
     for name in sorted((n for n, at in places.items() if wanted(at)), key=_natural):
-        if size >= unit_bytes:
+        if size >= unit_bytes or pairs >= UNIT_PAIRS:
             units.append([])
-            size = 0
+            size, pairs = 0, 0
         units[-1].append(name)
-        size += plan.nbytes(name)
+        size, pairs = size + plan.nbytes(name), pairs + len(plan.beside(name))
     return replace(plan, units=tuple(Unit(i, tuple(names)) for i, names in enumerate(units)))
 
 

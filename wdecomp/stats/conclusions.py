@@ -59,7 +59,9 @@ def conclusions(
         axis: "output" or "input".
     """
     found = []
-    modules, fits = modules[modules["axis"] == axis], fits[fits["axis"] == axis]
+    modules = modules[modules["axis"] == axis]
+    wanted = (fits["axis"] == axis) & (fits["estimator"] == "pearson")
+    fits = fits[wanted & (fits["response"] == "delta_magnitude")]
     fits_of = dict(list(fits.groupby(KEYS, sort=False)))
     for key, rows in modules.groupby(KEYS, sort=False):
         if rows["layer"].nunique() < FEWEST_LAYERS:
@@ -73,7 +75,7 @@ def conclusions(
 
 @dataclass(frozen=True)
 class _Kind:
-    """The rows of one run's module kind along one axis, and what they show."""
+    """One run's module kind along one axis: its matrices, Pearson's r of ΔM, what they show."""
 
     rows: pd.DataFrame
     fits: pd.DataFrame
@@ -167,13 +169,7 @@ class _Kind:
         )
 
     def _correlation(self, grouping: str) -> "_Correlation":
-        fits = self.fits
-        rows = fits[
-            (fits["grouping"] == grouping)
-            & (fits["estimator"] == "pearson")
-            & (fits["response"] == "delta_magnitude")
-        ]
-        row = rows.iloc[0]
+        row = self.fits[self.fits["grouping"] == grouping].iloc[0]
         cluster = (float(row["cluster_low"]), float(row["cluster_high"]))
         points = (float(row["low"]), float(row["high"]))
         return _Correlation(float(row["value"]), points if math.isnan(cluster[0]) else cluster)

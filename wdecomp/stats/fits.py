@@ -1,6 +1,9 @@
 """The `fits` table: every correlation and line of magnitude change on direction change."""
 
+import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -66,7 +69,13 @@ def column_fits(kinds: Iterable[tuple[tuple[str, ...], pd.DataFrame]]) -> pd.Dat
     relative change and are left out there. Intervals as in `module_fits`: columns of one layer
     resemble each other, so believe `cluster_low`, `cluster_high` before `low`, `high`.
     """
-    return _table([row for key, points in kinds for row in _column_rows(key, points)])
+    rows: list[Row] = []
+    kinds, cores = iter(kinds), os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:  # sorting, most of the work, frees the interpreter
+        while some := list(islice(kinds, cores)):
+            for found in pool.map(lambda kind: list(_column_rows(*kind)), some):
+                rows += found
+    return _table(rows)
 
 
 def _column_rows(key: Row, points: pd.DataFrame) -> Iterator[Row]:

@@ -69,6 +69,10 @@ def _settings(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
             f"{where}: config.json: quantization_config is {settings!r}, expected a map."
         )
     method = settings.get("quant_method")
+    if not isinstance(method, str | None):
+        raise CheckpointError(
+            f"{where}: config.json: quant_method is {method!r}, expected the name of a method."
+        )
     if method is not None and method not in READ:
         raise CheckpointError(
             f"{where}: is quantised by {method!r}, which is not read. Dequantise it (transformers: "
@@ -139,7 +143,7 @@ def _words(key: str, tensors: Tensors, settings: Mapping[str, Any]) -> Found:
     if module == key:
         return None, set()
     keys = {part: f"{module}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx")}
-    name, bits = f"{module}.weight", settings.get("bits", 4)
+    name, bits = f"{module}.weight", _whole(settings.get("bits", 4))
     method = settings.get("quant_method")
     if method == "awq" or (method != "gptq" and keys["g_idx"] not in tensors):
         if settings.get("version", "gemm") != "gemm":
@@ -175,8 +179,11 @@ def _block(settings: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _bits(settings: Mapping[str, Any]) -> int | None:
-    bits = _weights(settings).get("num_bits")
-    return bits if type(bits) is int else None
+    return _whole(_weights(settings).get("num_bits"))
+
+
+def _whole(value: Any) -> int | None:
+    return value if type(value) is int else None
 
 
 def _weights(settings: Mapping[str, Any]) -> Mapping[str, Any]:
