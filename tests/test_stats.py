@@ -21,7 +21,7 @@ from wdecomp.stats.bootstrap import (
     spearman_replicates,
 )
 from wdecomp.stats.estimators import Codes, Floats, Sample, pearson, sample
-from wdecomp.stats.theil_sen import MOST_POINTS, theil_sen_replicates
+from wdecomp.stats.theil_sen import MOST_POINTS, RESAMPLED, theil_sen_replicates
 
 ORACLE = 1e-10  # float64 sums over at most 2,500 points, in another order
 LINE = 1e-9  # the intercept of a resample is a difference of figures ten times its size
@@ -153,6 +153,17 @@ def test_theil_sen_of_many_points_is_that_of_evenly_spaced_ones() -> None:
     found = fit(column_fits([(("r", "e", "q", "output"), columns)]), "per_column", "theil_sen")
     assert_allclose(found["value"], stats.theilslopes(abs(y), x).slope, rtol=ORACLE)
     assert found["cluster_low"] < found["value"] < found["cluster_high"]
+
+    fewer = np.linspace(0, 1199, RESAMPLED).round().astype(int)
+    of_all, of_fewer = (kept(columns["delta_direction"].to_numpy(float)[take],
+                             abs(columns["delta_magnitude"].to_numpy(float)[take]))
+                        for take in (slice(None), fewer))  # fmt: skip
+    layers, draws = np.repeat(np.arange(4), 300), cluster_draws(4)[:20]
+    assert_allclose(
+        theil_sen_replicates(of_all, layers, draws),
+        theil_sen_replicates(of_fewer, layers[fewer], draws),
+        rtol=ORACLE,
+    )
 
 
 @pytest.mark.parametrize(("grouping", "by"), [("within_step", "step"), ("within_layer", "layer")])

@@ -43,12 +43,10 @@ def summary(results: Results, axis: str = "output") -> pd.DataFrame:
     wanted = (fits["axis"] == axis) & (fits["estimator"] == "pearson")
     fits = fits[wanted & (fits["response"] == "delta_magnitude")]
     said: dict[Any, Conclusion] = {
-        (each.run, each.stack, each.module): each
-        for each in conclusions(modules, fits, axis)
+        (each.run, each.stack, each.module): each for each in conclusions(modules, fits, axis)
     }
     rows = [
-        _row(key, group, fits)
-        | dict(zip(SAID, (said[key].findings, said[key].text), strict=True))
+        _row(key, group, fits) | dict(zip(SAID, (said[key].findings, said[key].text), strict=True))
         for key, group in modules.groupby(WHERE, sort=False)
         if key in said
     ]

@@ -7,12 +7,13 @@ from typing import Any
 import pandas as pd
 
 from wdecomp.charts import interactive_scatter, panels, static_scatter
+from wdecomp.charts.fits import PAPER
 from wdecomp.demo.training import Outcome
 from wdecomp.stats import module_fits
 from wdecomp.table import Results
 
 MODULE, AXIS = "q", "output"
-PAPER = {"ft": -0.62, "lora": +0.83, "dora": -0.31}  # query, VL-BART; DoRA section 3.2, Fig. 2
+METHODS = {"ft": "full"}  # of a run whose name is not its method's
 N_LATE = 4
 EVEN = (0.25, 0.5, 0.75, 1.0)  # of the last step
 TITLE = "Magnitude and direction change of the query weights, a point per layer and late step"
@@ -99,7 +100,7 @@ def _rows(decay: int, result: Results) -> list[dict[str, Any]]:
             "within_step": late.loc[(run, "within_step"), "value"],
             "per_column": columns.loc[(run, "per_column"), "value"],
             "growth_ratio": growth[run],
-            "paper": PAPER[run],
+            "paper": PAPER[METHODS.get(run, run)],
         }
         for run in modules["run"].unique()
     ]

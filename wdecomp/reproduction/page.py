@@ -5,6 +5,7 @@ Every sentence of agreement is made from the figures of the run.
 
 from pathlib import Path
 
+from wdecomp.charts.fits import PAPER
 from wdecomp.reproduction import trials
 from wdecomp.reproduction.figures import (
     N_LATE,
@@ -30,7 +31,6 @@ from wdecomp.reproduction.wording import (
 )
 from wdecomp.train.loop import Method
 
-PAPER_R = {"full": -0.62, "lora": +0.83, "dora": -0.31}  # query, VL-BART, Fig. 2
 # LLaMA-7B, commonsense reasoning, Fig. 5 and Table 15; LoRA's rank 32 stands in Table 1.
 PAPER_RANKS = {
     "lora": {4: 39.49, 8: 40.74, 32: 74.7},
@@ -103,14 +103,14 @@ def _correlations(runs: Runs) -> str:
             spread_text(row, "+.2f"),
             *(f"{v:+.2f}" for v in (row.within_step, row.per_column, row.relative)),
             *(f"{row.slope:+.3g}", f"{row.growth_ratio:+.2f}"),
-            f"{PAPER_R[row.method]:+.2f}" if in_paper[row.Index] else "",
+            f"{PAPER[row.method]:+.2f}" if in_paper[row.Index] else "",
         ]
         for row in rows_of(table)
     ]
     signs = []
     for decay, part in table[in_paper].groupby("decay"):
         for row in rows_of(part):
-            paper = PAPER_R[row.method]
+            paper = PAPER[row.method]
             agrees = sign(row.low, row.high, paper)
             signs.append(f"{NAMES[row.method]} with decay {decay:g}: {agrees}")
     growth = table[table["method"] == "lora"]["growth_ratio"]

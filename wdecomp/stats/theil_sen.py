@@ -14,6 +14,8 @@ from wdecomp.stats.estimators import Z95, Codes, Estimate, Floats, Sample
 
 # Of more, evenly spaced ones are taken. A prime, so that no stride falls in step with heads.
 MOST_POINTS = 499
+# Of more than that, so many are resampled: their spread differs by little, their pairs by four.
+RESAMPLED = 251
 BLOCKS = 32
 
 
@@ -44,7 +46,8 @@ def theil_sen_replicates(points: Sample, clusters: Codes, draws: Floats) -> Floa
     sorted once; how many of them each resample has, up to the end of every block, says in which
     block its median is, and only that block is gone through.
     """
-    some = picked(len(points.x))
+    count = len(points.x)
+    some = picked(count, MOST_POINTS if count <= MOST_POINTS else RESAMPLED)
     slopes, left, right = slopes_between(points, some)
     if not len(slopes):
         return np.full(len(draws), np.nan)
@@ -70,9 +73,9 @@ def theil_sen_replicates(points: Sample, clusters: Codes, draws: Floats) -> Floa
     return np.where(up_to[:, -1] > 0, np.ldexp(median, exponent), np.nan)
 
 
-def picked(count: int) -> Codes:
+def picked(count: int, most: int = MOST_POINTS) -> Codes:
     """Which points are taken: all, or evenly spaced ones."""
-    return np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(np.intp))
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.intp))
 
 
 def slopes_between(points: Sample, some: Codes) -> tuple[Floats, Codes, Codes]:

@@ -199,7 +199,7 @@ class Recorder:
         runs = [which | {"step": step} for step in self._steps]
         self._plan |= {"runs": runs, "live": live}
         files.commit_json(self.out / "run.json", self._plan)
-        digests = {name: files.sha256(self.out / name) for name in TABLES}
+        digests = {name: files.sha256(self.out / name) for name in ("run.json", *TABLES)}
         files.commit_json(self.out / "DONE.json", {"sha256": digests})
 
 
