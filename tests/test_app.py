@@ -34,6 +34,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> App:
 
     def opened(*folders: Path, page: str = "scatter", **choices: str | list[str]) -> Any:
         monkeypatch.setattr(sys, "argv", [str(MAIN), *map(str, folders)])
+        monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # the app becomes it
         at = testing.AppTest.from_file(str(MAIN), default_timeout=120)
         for key, value in choices.items():
             at.query_params[key] = value

@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def opened(request: Any, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
     monkeypatch.setattr(sys, "argv", [str(MAIN), str(folder)])
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # the app becomes it
     at = testing.AppTest.from_file(str(MAIN), default_timeout=120).run()
     if request.param != "scatter":
         at.switch_page(f"views/{request.param}.py").run()

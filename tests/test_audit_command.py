@@ -143,7 +143,7 @@ def test_results_of_an_older_schema_are_named(
     pq.write_table(pq.read_table(file).drop_columns([column]), file)
     code, out, err = _run(capsys, tmp_path / "out")
     assert (code, out) == (1, "")
-    assert f"{table}.parquet has no {column}. It was made by an older wdecomp" in err
+    assert f"{table}.parquet: has no {column}. It was made by an older wdecomp" in err
 
 
 def test_a_dora_without_its_magnitudes_is_a_finding_beside_the_others(

@@ -8,9 +8,8 @@ from typing import Any
 import pandas as pd
 
 from wdecomp.audit.finding import Evidence, Finding, Rule, Severity
-from wdecomp.errors import ResultsError
 from wdecomp.table import Results
-from wdecomp.table.schema import FACTS, FITS, MODULES
+from wdecomp.table.schema import FACTS
 
 QUANTIZATION = "quantization"  # a run that shows what quantising the base did, and what ends in it
 OUTPUT = "output"
@@ -90,16 +89,9 @@ def seen_in(results: Results) -> Iterator[Seen]:
     """Every run at every step, in the order of the runs.
 
     Raises:
-        ResultsError: the tables cannot be read, or were made before they had what this needs.
+        ResultsError: the tables cannot be read.
     """
     modules, left_out = results.modules, results.left_out
-    for file, schema in (("facts", FACTS), ("modules", MODULES), ("fits", FITS)):
-        lacking = [name for name in schema.names if name not in getattr(results, file)]
-        if lacking:
-            raise ResultsError(
-                f"{results.path}: {file}.parquet has no {lacking[0]}. It was made by an older "
-                "wdecomp: compare again."
-            )
     gone = left_out["side"].eq("base") & left_out["reason"].str.startswith("no such tensor")
     facts = _by_step(results.facts, [name for name in FACTS.names if name not in WHERE])
     turned = _by_step(modules[modules["axis"] == OUTPUT], TURNED)

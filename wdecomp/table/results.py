@@ -140,10 +140,13 @@ class Results:
         file = self.path / name
         with reading(file):
             table = pq.read_table(file, page_checksum_verification=True)
-            missing = [column for column in SCHEMAS[name].names if column not in table.schema.names]
-            if missing:
-                raise ValueError(f"no column {some(missing)}")
-            return as_pandas(table)
+        missing = [column for column in SCHEMAS[name].names if column not in table.schema.names]
+        if missing:
+            raise ResultsError(
+                f"{file}: has no {some(missing)}. It was made by an older wdecomp: compare again "
+                "with --restart, or into another folder."
+            )
+        return as_pandas(table)
 
 
 def read_results(path: str | Path) -> Results:
