@@ -1,15 +1,13 @@
 """The JSON files of strangers, mutated: adapter configs, indexes, configs of models and pipelines.
 
-    python tests/fuzz_configs.py [--count 100000] [--seed 0] [--folder /dev/shm]
+    python tests/fuzz_configs.py [--count 100000] [--seed 0] [--folder FOLDER]
 
 Whatever they hold, a checkpoint either opens or is refused in one line that names its folder, in
 less than ten seconds. Prints JSON: how many opened and were refused, and what was wrong.
 """
 
-import argparse
 import json
 import random
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 
 import torch
 from builders import low_rank, moved, tiny_llama, write_adapter, write_full
-from fuzz_headers import BYTES
+from fuzz_headers import BYTES, command
 
 from wdecomp.adapter import read_adapter
 from wdecomp.checkpoint import Checkpoint, open_checkpoint
@@ -192,16 +190,5 @@ def fuzz(folder: Path, count: int, seed: int) -> dict[str, Any]:
     return {"files": count, "said": dict(sorted(said.items())), "wrong": wrong}
 
 
-def main() -> None:
-    """As the module's own docstring says."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-        print(json.dumps(fuzz(Path(scratch), options.count, options.seed), indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    command(fuzz, 100_000)

@@ -1,6 +1,6 @@
 """Our header reader beside safetensors' own, over mutated headers.
 
-    python tests/fuzz_headers.py [--count 1000000] [--seed 0] [--folder /dev/shm]
+    python tests/fuzz_headers.py [--count 1000000] [--seed 0] [--folder FOLDER]
 
 Nothing may be accepted here that safetensors refuses, tensors that both accept have to be the same
 bytes, and a refusal is one line that names the file. Prints JSON: how many headers both accepted,
@@ -192,10 +192,10 @@ def fuzz(folder: Path, count: int, seed: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """As the module's own docstring says."""
+def command(fuzz: Callable[[Path, int, int], dict[str, Any]], count: int) -> None:
+    """Runs a fuzzer as the command line says, and prints what it found."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--count", type=int, default=count)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
@@ -204,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(fuzz, 1_000_000)

@@ -1,9 +1,7 @@
 """The app in a real browser: brush, drill down, Back, a link, a file; and not a word to anyone."""
 
 import csv
-import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,12 +16,11 @@ from typing import Any
 import app_folders
 import psutil
 import pytest
+from browsers import CHROMIUM, chromium
 from synthetic_tables import small_results
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("streamlit", reason="streamlit is not installed")
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
 SECONDS = 120_000  # milliseconds: a busy machine is no error
@@ -87,11 +84,8 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        sandbox = ["--no-sandbox"] if os.getuid() == 0 else []
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 class Seen:

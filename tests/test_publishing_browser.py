@@ -1,13 +1,12 @@
 """The report in a real browser, from a file, without a network."""
 
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import CHROMIUM, chromium
 from synthetic_tables import small_results
 
 from wdecomp.audit import Finding, Rule
@@ -15,8 +14,6 @@ from wdecomp.publishing import write_report
 from wdecomp.stats import Conclusion
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
 EVIL = "<img src=x onerror=\"document.title='taken'\"><a href='http://host/x'>q</a>"
@@ -36,11 +33,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        sandbox = ["--no-sandbox"] if os.getuid() == 0 else []
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -230,6 +230,10 @@ def test_unfinished_results_and_other_schemas_are_refused_by_name(tmp_path: Path
     (out / "run.json").write_text(record.replace('"schema": 1', '"schema": 99'))
     with pytest.raises(ResultsError, match="has schema 99, expected 1"):
         wdecomp.read_results(out)
+    for key, value in (("options", 3), ("runs", "abc"), ("runs", [{}]), ("left_out", None)):
+        (out / "run.json").write_text(json.dumps(json.loads(record) | {key: value}))
+        with pytest.raises(ResultsError, match=r"run\.json: lacks what every comparison writes"):
+            wdecomp.read_results(out)
 
 
 def test_one_row_group_for_each_matrix_and_axis(tmp_path: Path) -> None:

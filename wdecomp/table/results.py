@@ -178,12 +178,19 @@ def check_schema(results: Results) -> None:
             f"{folder}: has schema {version!r}, expected {VERSION}. Compare again, or read it with "
             "the wdecomp that made it."
         )
-    missing = [key for key in ("options", "runs", "left_out") if key not in results.run]
-    if missing:
+    if not _is_whole(results.run):
         raise ResultsError(
-            f"{folder / 'run.json'}: has no {some(missing)}, as every comparison writes. "
+            f"{folder / 'run.json'}: lacks what every comparison writes (options, runs, left_out). "
             "Compare again with --restart, or into another folder."
         )
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether run.json has what the tables are read by."""
+    kinds = {"options": dict, "runs": list, "left_out": list}
+    return all(isinstance(record.get(key), kind) for key, kind in kinds.items()) and all(
+        isinstance(run, dict) and {"run", "method", "step"} <= run.keys() for run in record["runs"]
+    )
 
 
 def columns_file(run: str, step: int | None) -> str:
