@@ -1,4 +1,4 @@
-"""Products of thin matrices, (rows, r)·(r, columns), of which a BLAS makes a third of its rate.
+"""Products of thin matrices, (rows, r)·(r, columns), at which a BLAS is far below its rate.
 
 The right factor is cut into strips of three vectors, each in one piece of memory, so that a strip
 stays in the first-level cache while all rows are multiplied with it.
