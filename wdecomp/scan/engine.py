@@ -1,7 +1,8 @@
-"""Runs units of work on local threads; one more commits their parts while they go on.
+"""Runs units of work on local threads; each commits what it has found before it takes another.
 
 The kernel, the reads and the products of an adapter's factors all release the interpreter, so
-threads use every core. Whoever waits trusts only what is in the results folder.
+threads use every core. Whoever waits trusts only what is in the results folder, and a process
+that is killed loses one unit for each of its workers.
 """
 
 import os
@@ -16,7 +17,7 @@ from wdecomp.scan.ahead import AHEAD, pieces, read_ahead
 from wdecomp.scan.inputs import Inputs
 from wdecomp.scan.plan import Plan, Unit
 from wdecomp.scan.unit import Options, scan_unit
-from wdecomp.table import Part, ResultsFolder
+from wdecomp.table import ResultsFolder
 
 MAPPED_BYTES = 192 << 20  # by all workers together
 
@@ -43,7 +44,6 @@ def run_units(
     """
     stop, count = Event(), workers or os.cpu_count() or 1
     units = [plan.units[number] for number in folder.pending()]
-    commits: list[Future[None]] = []
     inputs = Inputs(plan, options.checksums)
 
     def report(nbytes: int) -> None:
@@ -55,24 +55,16 @@ def run_units(
             raise _StoppedError
         on_bytes(nbytes)
 
-    def commit(number: int, part: Part) -> None:
-        try:
-            folder.commit(number, part)
-        except BaseException:
-            stop.set()
-            raise
-
     def work(unit: Unit) -> None:
         with witnessed() as seen:
             part = scan_unit(plan, unit, options, report, report_again)
         inputs.vouch(part, seen, report_again)
-        commits.append(committer.submit(commit, unit.number, part))
+        folder.commit(unit.number, part)
 
     with (
         surviving(MAPPED_BYTES // (count * (len(plan.runs) + 1))),
         threadpool_limits(limits=1),
         read_ahead(pieces(plan, units, count), count * AHEAD) as gone_through,
-        ThreadPoolExecutor(1) as committer,
         ThreadPoolExecutor(count) as pool,
     ):
         futures = [pool.submit(work, unit) for unit in units]
@@ -81,7 +73,7 @@ def run_units(
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-    _raise_first(futures + commits)
+    _raise_first(futures)
     inputs.check()
 
 
