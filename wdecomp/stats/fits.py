@@ -1,12 +1,13 @@
 """The `fits` table: every correlation and line of magnitude change on direction change."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from wdecomp.stats.bootstrap import NO_INTERVAL, cluster_intervals
 from wdecomp.stats.estimators import (
@@ -29,6 +30,7 @@ FIGURES = ("value", "low", "high", "n", "cluster_low", "cluster_high")
 FIT_COLUMNS = (*KEYS, "response", "grouping", "estimator", *FIGURES)
 
 Row = tuple[object, ...]
+Groups = Iterable[tuple[Row, pd.DataFrame]]
 
 
 def module_fits(modules: pd.DataFrame) -> pd.DataFrame:
@@ -56,11 +58,12 @@ def module_fits(modules: pd.DataFrame) -> pd.DataFrame:
     >>> fits.head(5).set_index("estimator")["value"].round(9).to_dict()
     {'pearson': 1.0, 'spearman': 1.0, 'slope': 2.0, 'theil_sen': 2.0, 'intercept': 1.0}
     """
-    groups = modules.groupby(list(KEYS), sort=False, dropna=False, observed=True)
-    return _table([row for key, part in groups for row in _module_rows(key, part)])
+    return _table(
+        _module_rows, modules.groupby(list(KEYS), sort=False, dropna=False, observed=True)
+    )
 
 
-def column_fits(kinds: Iterable[tuple[tuple[str, ...], pd.DataFrame]]) -> pd.DataFrame:
+def column_fits(kinds: Groups) -> pd.DataFrame:
     """One `per_column` row per kind, response and estimator, from the columns of all its layers.
 
     A kind is ((run, stack, module, axis), points) with one point per weight column at one step. x
@@ -69,13 +72,7 @@ def column_fits(kinds: Iterable[tuple[tuple[str, ...], pd.DataFrame]]) -> pd.Dat
     relative change and are left out there. Intervals as in `module_fits`: columns of one layer
     resemble each other, so believe `cluster_low`, `cluster_high` before `low`, `high`.
     """
-    rows: list[Row] = []
-    kinds, cores = iter(kinds), os.cpu_count() or 1
-    with ThreadPoolExecutor(cores) as pool:  # sorting, most of the work, frees the interpreter
-        while some := list(islice(kinds, cores)):
-            for found in pool.map(lambda kind: list(_column_rows(*kind)), some):
-                rows += found
-    return _table(rows)
+    return _table(_column_rows, kinds)
 
 
 def _column_rows(key: Row, points: pd.DataFrame) -> Iterator[Row]:
@@ -137,6 +134,17 @@ def _codes(column: "pd.Series[int]") -> Codes:
     return pd.factorize(column, sort=True, use_na_sentinel=False)[0]
 
 
-def _table(rows: list[Row]) -> pd.DataFrame:
+def _table(rows_of: Callable[[Row, pd.DataFrame], Iterator[Row]], groups: Groups) -> pd.DataFrame:
+    """The rows of all groups, of as many at a time as there are cores.
+
+    Sorting and gathering, most of the work, free the interpreter; a BLAS with threads of its own
+    would only be in their way.
+    """
+    rows: list[Row] = []
+    groups, cores = iter(groups), os.cpu_count() or 1
+    with threadpool_limits(limits=1), ThreadPoolExecutor(cores) as pool:
+        while some := list(islice(groups, cores)):
+            for found in pool.map(lambda group: list(rows_of(*group)), some):
+                rows += found
     dtypes = dict.fromkeys(FIT_COLUMNS, "str") | dict.fromkeys(FIGURES, "float64") | {"n": "int64"}
     return pd.DataFrame(rows, columns=list(FIT_COLUMNS)).astype(dtypes)

@@ -27,15 +27,17 @@ def theil_sen(points: Sample) -> Estimate:
     as in scipy.stats.theilslopes; of several groups, the sum of theirs.
     """
     some = picked(len(points.x))
-    slopes = np.sort(slopes_between(points, some)[0])
+    slopes, _, _ = slopes_between(points, some)
     if not len(slopes):
         return Estimate()
+    slopes.sort()
     reach = Z95 * math.sqrt(_kendall_variance(points, some))
     count = len(slopes)
     low = max(round((count - reach) / 2) - 1, 0)
     high = min(round((count + reach) / 2), count - 1)
     exponent = points.y_exponent - points.x_exponent
-    found = np.ldexp([float(np.median(slopes)), slopes[low], slopes[high]], exponent)
+    median = slopes[(count - 1) // 2 : count // 2 + 1].mean()
+    found = np.ldexp([median, slopes[low], slopes[high]], exponent)
     return Estimate(*(float(value) for value in found))
 
 
@@ -85,12 +87,17 @@ def slopes_between(points: Sample, some: Codes) -> tuple[Floats, Codes, Codes]:
     """
     left, right = _pairs(len(some))
     x, y = points.x[some], points.y[some]
-    run = x[right] - x[left]
+    run, rise = x.take(right), y.take(right)
+    run -= x.take(left)
+    rise -= y.take(left)
     usable = run != 0
     if points.code is not None:
-        usable &= points.code[some][left] == points.code[some][right]
-    left, right = left[usable], right[usable]
-    return (y[right] - y[left]) / run[usable], left, right
+        code = points.code[some]
+        usable &= code[left] == code[right]
+    if not usable.all():
+        run, rise, left, right = run[usable], rise[usable], left[usable], right[usable]
+    rise /= run
+    return rise, left, right
 
 
 @lru_cache(maxsize=16)
