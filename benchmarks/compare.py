@@ -36,7 +36,7 @@ from memory import peak_pss
 from synthetic import write_adapter, write_models
 
 import wdecomp
-import wdecomp.comparison
+from wdecomp.comparison import running
 
 PEERS = Path(__file__).with_name("peers.py")
 DIRECT = 8 << 20  # bytes of one read past the page cache
@@ -224,13 +224,13 @@ def medians_of(rounds: int, *works: Callable[[], float]) -> list[float]:
 
 def seconds_of_scan(workers: int, out: Path, *paths: Path) -> float:
     """Of the scan alone: no imports, no headers, no statistics."""
-    taken, run_units = [], wdecomp.comparison.run_units
+    taken, run_units = [], running.run_units
     shutil.rmtree(out, ignore_errors=True)
     try:
-        wdecomp.comparison.run_units = lambda *a: taken.append(seconds(lambda: run_units(*a)))
+        running.run_units = lambda *a: taken.append(seconds(lambda: run_units(*a)))
         wdecomp.compare(*paths, out=out, workers=workers)
     finally:
-        wdecomp.comparison.run_units = run_units
+        running.run_units = run_units
     return taken[0]
 
 

@@ -221,7 +221,9 @@ def test_an_adapter_alone_has_the_base_that_its_config_names(
 def test_a_path_that_is_not_there_is_bad_input_and_no_finding(
     frozen: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wdecomp.comparison.run_units", None)  # nothing is read before it is told
+    monkeypatch.setattr(
+        "wdecomp.comparison.running.run_units", None
+    )  # nothing is read before it is told
     base, nowhere = frozen / "base", frozen / "nowhere"
     for paths in ((base, nowhere), (base, frozen / "dora", "--candidate-base", nowhere)):
         code, out, err = _run(capsys, *paths)

@@ -14,10 +14,10 @@ import torch
 from builders import low_rank, moved, tiny_llama, write_adapter, write_full
 
 import wdecomp
-from wdecomp import comparison
 from wdecomp.checkpoint import open_checkpoint
 from wdecomp.checkpoint.fingerprint import SAMPLE_BYTES, SAMPLES, sample_sha256
 from wdecomp.cli import main
+from wdecomp.comparison import asked
 from wdecomp.errors import CheckpointError, ResultsError
 from wdecomp.scan import plan
 from wdecomp.scan import unit as scan_unit_module
@@ -276,7 +276,7 @@ def test_a_file_that_was_another_in_an_earlier_session_is_found(
     """Where neither size nor time nor sample tell, the checksums of the parts do."""
     paths = [folder / name for name in ("base", "ft", "lora")]
     monkeypatch.setattr(plan, "UNIT_BYTES", 1)
-    monkeypatch.setattr(comparison, "sample_sha256", lambda *_: None)
+    monkeypatch.setattr(asked, "sample_sha256", lambda *_: None)
     commit, commits = ResultsFolder.commit, []
 
     def some(opened: ResultsFolder, number: int, part: Part) -> None:

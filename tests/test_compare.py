@@ -1,5 +1,7 @@
 """From folders to tables: the same figures however the work is cut, and the right ones."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from pandas.testing import assert_frame_equal
 from scipy import stats
 
 import wdecomp
-from wdecomp import comparison, scan
+from wdecomp import scan
+from wdecomp.comparison import asked
 from wdecomp.table import Results
 
 SUMS = {"rtol": 1e-6, "atol": 1e-10}  # float32 sums of other pieces, divided: 2e-8 is reached
@@ -82,7 +85,7 @@ def test_no_way_of_cutting_the_work_changes_a_table(
     patch = pytest.MonkeyPatch()
     with patch.context() as patched:
         patched.setattr(
-            comparison, "Options", lambda *a, **k: scan.Options(*a, **k, block_bytes=block_bytes)
+            asked, "Options", lambda *a, **k: scan.Options(*a, **k, block_bytes=block_bytes)
         )
         patched.setattr("wdecomp.scan.plan.UNIT_BYTES", 3000)
         patched.setattr("wdecomp.scan.plan.UNIT_PAIRS", 2)
@@ -246,7 +249,7 @@ def test_the_base_is_taken_from_the_adapters_config(tmp_path: Path) -> None:
     named = write_adapter(tmp_path / "lora", factors, base_model_name_or_path=str(base))
     got, want = wdecomp.compare(None, named), wdecomp.compare(base, named)
     assert_frame_equal(got.modules, want.modules)
-    unnamed = write_adapter(tmp_path / "other", factors, base_model_name_or_path="org/gone")
+    unnamed = write_adapter(tmp_path / "other", factors, base_model_name_or_path="gone")
     with pytest.raises(wdecomp.WdecompError, match="Name the base first"):
         wdecomp.compare(None, unnamed)
 
@@ -306,3 +309,19 @@ def test_an_adapter_that_nearly_cancels_its_base_is_measured_directly(tmp_path: 
         got = results.columns("lora", axis=axis)
         assert_allclose(got["delta_direction"], want.delta_direction, rtol=1e-3, atol=1e-12)
         assert_allclose(got["delta_magnitude"], want.delta_magnitude, rtol=1e-6)
+
+
+def test_many_checkpoints_at_a_low_limit_of_open_files(tmp_path: Path) -> None:
+    base = tiny_llama()
+    write_full(tmp_path / "base", base)
+    for i in range(30):
+        write_full(tmp_path / f"ft-{i}", moved(base))
+    lowered = (
+        "import resource, sys; from wdecomp.cli import main;"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (28, hard)); main(sys.argv[1:])"
+    )
+    tuned = [f"ft-{i}" for i in range(30)]
+    command = [sys.executable, "-c", lowered, "compare", "base", *tuned, "-j", "2", "-q"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -236,12 +236,35 @@ def test_unfinished_results_and_other_schemas_are_refused_by_name(tmp_path: Path
             wdecomp.read_results(out)
 
 
-def test_one_row_group_for_each_matrix_and_axis(tmp_path: Path) -> None:
-    folder = _inputs(tmp_path)
-    wdecomp.compare(folder / "base", folder / "ft", out=folder / "out", columns="both")
-    metadata = pq.read_metadata(folder / "out" / "columns" / "ft" / "final.parquet")
-    assert metadata.num_row_groups == 2 * 4
-    assert [metadata.row_group(i).num_rows for i in range(4)] == [24, 50, 24, 56]
+def test_a_row_group_holds_one_matrix_or_small_ones_up_to_4096_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, groups = _inputs(tmp_path), {}
+    for fewest in (4096, 1, 60):
+        monkeypatch.setattr("wdecomp.table.columns.FEWEST_ROWS", fewest)
+        out = folder / f"out-{fewest}"
+        results = wdecomp.compare(folder / "base", folder / "ft", out=out, columns="both")
+        metadata = pq.read_metadata(out / "columns" / "ft" / "final.parquet")
+        rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        groups[fewest] = rows, _pickings(results)
+    assert groups[1][0][:4] == [24, 50, 24, 56]
+    assert len(groups[1][0]) == 2 * 4
+    assert groups[4096][0] == [sum(groups[1][0])]
+    assert groups[60][0][:2] == [24 + 50, 24 + 56]
+    assert groups[4096][1] == groups[1][1] == groups[60][1]
+    every_third = results.columns("ft", every=3)["column"]
+    assert sorted(set(every_third)) == list(range(0, max(every_third) + 1, 3))
+
+
+def _pickings(results: wdecomp.Results) -> list[str]:
+    """The columns of all matrices, of one, of every third column, along each axis."""
+    one = [str(results.modules["parameter"].iloc[0])]
+    return [
+        results.columns("ft", None, parameters, axis, every).to_csv()
+        for axis in ("output", "input")
+        for parameters in (None, one)
+        for every in (1, 3)
+    ]
 
 
 def test_digests_in_done_are_those_of_the_files(tmp_path: Path) -> None:

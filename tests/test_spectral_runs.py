@@ -107,7 +107,7 @@ def test_one_row_for_each_run_step_and_matrix_that_changed(
     tensors = tiny_llama(2)
     frozen = "model.layers.1.mlp.down_proj.weight"
     write_full(folder / "part", moved(tensors) | {frozen: tensors[frozen]})
-    monkeypatch.setattr("wdecomp.comparison.SPECTRAL_UNIT_BYTES", 1)
+    monkeypatch.setattr("wdecomp.comparison.asked.SPECTRAL_UNIT_BYTES", 1)
     runs = [folder / name for name in ("ft", "lora", "part")]
     results = wdecomp.compare(folder / "base", *runs, spectral=True)
     keys = ["run", "method", "step", "stack", "layer", "module", "parameter"]
@@ -127,7 +127,7 @@ def test_large_matrices_are_sampled_and_say_so(
     folder = _folders(tmp_path)
     exact = wdecomp.compare(folder / "base", folder / "ft", spectral=True).spectra
     small = Settings(exact_side=0, sampled=12, leading=3)
-    monkeypatch.setattr("wdecomp.comparison.Settings", lambda: small)
+    monkeypatch.setattr("wdecomp.comparison.asked.Settings", lambda: small)
     results = wdecomp.compare(folder / "base", folder / "ft", spectral=True)
     rows = results.spectra
     wide = rows[[min(o, i) > 22 for o, i in zip(rows["outputs"], rows["inputs"], strict=True)]]
@@ -159,7 +159,7 @@ def test_interrupted_it_goes_on_and_the_table_comes_out_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = _folders(tmp_path)
-    monkeypatch.setattr("wdecomp.comparison.SPECTRAL_UNIT_BYTES", 1)
+    monkeypatch.setattr("wdecomp.comparison.asked.SPECTRAL_UNIT_BYTES", 1)
     arguments = folder / "base", folder / "ft", folder / "lora"
     wdecomp.compare(*arguments, out=folder / "whole", spectral=True)
     real, calls = module._row, []
@@ -191,7 +191,7 @@ def test_interrupted_it_goes_on_and_the_table_comes_out_the_same(
 @pytest.mark.parametrize("workers", [1, 4])
 def test_one_pair_at_a_time(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = _folders(tmp_path)
-    monkeypatch.setattr("wdecomp.comparison.SPECTRAL_UNIT_BYTES", 1)
+    monkeypatch.setattr("wdecomp.comparison.asked.SPECTRAL_UNIT_BYTES", 1)
     at_once, most = 0, 0
     real = module._base
 

@@ -8,10 +8,13 @@ WdecompError
 ├── ResultsError      a results folder is not one, is another schema's, or belongs to another run
 ├── TrainingError     a training run cannot start, or its loss is no longer a number
 ├── DeviceError       sums cannot be formed on the device that was asked for
-└── MissingExtraError a command needs packages that an extra of wdecomp installs
+├── ClusterError      a scheduler is not to be had, or a worker sees other things than the run
+├── MissingExtraError a command needs packages that an extra of wdecomp installs
+└── UnfinishedError   a run stopped before its end, and the same command goes on with it
 
 A message reads "where: what is, what was expected. What to do."; the CLI prints it as one line
-and exits with code 1. Mistakes in calling code stay TypeError and ValueError.
+and exits with code 1, with 75 where it is an UnfinishedError: nothing has to be mended, only gone
+on with. Mistakes in calling code stay TypeError and ValueError.
 """
 
 from collections.abc import Sequence
@@ -49,8 +52,16 @@ class DeviceError(WdecompError):
     """Sums cannot be formed on the device that was asked for."""
 
 
+class ClusterError(WdecompError):
+    """A scheduler is not to be had, or a worker sees other things than the run."""
+
+
 class MissingExtraError(WdecompError):
     """A command needs packages that an extra of wdecomp installs."""
+
+
+class UnfinishedError(WdecompError):
+    """A run stopped before its end, and the same command goes on with it."""
 
 
 def some(names: Sequence[str], shown: int = 3) -> str:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wdecomp.checkpoint import STEP, is_there, runs_under, weights_beside_steps
-from wdecomp.errors import CheckpointError, PairingError
+from wdecomp.errors import CheckpointError, PairingError, WdecompError
 from wdecomp.names import Place
+from wdecomp.remote import RemotePath, is_hub_id, is_url, remote_path
 
 MOST_LAYERS = 10_000
 LABEL = re.compile(r"[\w+@-][\w.+@ -]{0,79}")
@@ -31,7 +32,24 @@ class Tuned:
 
 
 def named_path(text: str) -> Path:
-    """The path that a text names; an empty text names none, not the folder one is in.
+    """The path that a text names: here, by a URL elsewhere, or by its name on the hub.
+
+    An empty text names none, not the folder one is in.
+
+    Raises:
+        CheckpointError: the text is empty, or a URL that is not understood or cannot be reached.
+        MissingExtraError: the packages for the protocol of a URL are not there.
+    """
+    path = new_path(text)
+    if is_url(text):
+        return remote_path(text)
+    if not is_hub_id(text) or is_there(path) or is_there(path.parent):
+        return path
+    return _on_hub(text)
+
+
+def new_path(text: str) -> Path:
+    """The path of what is to be made, from a text that is no URL.
 
     Raises:
         CheckpointError: the text is empty.
@@ -43,14 +61,54 @@ def named_path(text: str) -> Path:
     return Path(text)
 
 
+def base_path(text: str) -> Path | None:
+    """Where the base is that an adapter's config names; None if that is nowhere.
+
+    Raises:
+        CheckpointError: it is the name of a model on the hub, and that cannot be read.
+        MissingExtraError: it is one, and the package for the hub is not there.
+    """
+    if "\0" in text or is_url(text):  # a stranger's config does not say where to go
+        return None
+    if is_there(Path(text)):
+        return Path(text)
+    if not is_hub_id(text):
+        return None
+    try:
+        return _on_hub(text)
+    except WdecompError as error:
+        raise type(error)(
+            f"{error} It is what an adapter's config names. Name the base first: "
+            "wdecomp compare BASE TUNED…"
+        ) from None
+
+
+_said: set[str] = set()
+
+
+def _on_hub(text: str) -> Path:
+    try:
+        path = remote_path(f"hf://{text}")
+    except WdecompError as error:
+        said = f"{text}: there is no such file or folder here, and on the hub: {error}"
+        raise type(error)(said) from None
+    if text not in _said:
+        from wdecomp.progress import aside
+
+        _said.add(text)
+        aside(f"{text}: no such folder here, so the hub's is read: {path}", shown=True)
+    return path
+
+
 def parse_tuned(text: str) -> list[Tuned]:
     """The runs that `PATH`, `NAME=PATH` or `NAME:METHOD=PATH` names: one, or one for each adapter.
 
     Raises:
         CheckpointError: there is no such path, or its name cannot be a label.
     """
-    labelled = None if is_there(named_path(text)) else LABELLED.fullmatch(text)
-    path = Path(labelled["path"] if labelled else text)
+    here = is_url(text) or is_there(new_path(text))
+    labelled = None if here else LABELLED.fullmatch(text)
+    path = named_path(labelled["path"] if labelled else text)
     label, method = (labelled["name"], labelled["method"]) if labelled else (None, None)
     runs, unread = runs_under(path), weights_beside_steps(path)
     tuned = []
@@ -111,7 +169,10 @@ def _label(path: Path, steps: list[tuple[int | None, Path]]) -> str:
     """The folder's name; that of the run's folder for a single `checkpoint-N/`."""
     folder = path.resolve()
     single_step = len(steps) == 1 and steps[0] == (steps[0][0], path) and steps[0][0] is not None
-    return folder.parent.name if single_step else folder.name.removesuffix(".safetensors")
+    named = folder.parent if single_step else folder
+    if isinstance(named, RemotePath) and not named.place.name:  # a repository, with its commit
+        return named.name.partition("@")[0]
+    return named.name.removesuffix(".safetensors")
 
 
 def parse_layers(text: str) -> frozenset[int]:

@@ -120,7 +120,7 @@ def as_json(results: Results, axis: str) -> dict[str, Any]:
     rows = summary(results, axis).drop(columns=SAID, errors="ignore").to_dict("records")
     return {
         "schema": results.run["schema"],
-        "results": str(results.path),
+        "results": results.place,
         "axis": axis,
         "summary": [{str(k): _plain(v) for k, v in row.items()} for row in rows],
         "conclusions": [asdict(each) for each in conclusions(results.modules, results.fits, axis)],

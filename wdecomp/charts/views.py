@@ -66,7 +66,7 @@ def chart_of(results: Results, view: View) -> Chart:
         view = replace(view, kinds=_usual_kinds(results, rows, view.figure))
     _check_kinds(results, rows, view)
     if view.figure in ("layers", "heatmap") and rows["layer"].isna().all():
-        raise ResultsError(f"{results.path}: no matrix has a layer, so there are none to draw.")
+        raise ResultsError(f"{results.place}: no matrix has a layer, so there are none to draw.")
     return FIGURES[view.figure](results, rows, view)
 
 
@@ -148,7 +148,7 @@ def _heatmap(results: Results, rows: pd.DataFrame, view: View) -> Chart:
 def _trajectories(results: Results, rows: pd.DataFrame, view: View) -> Chart:
     if rows["step"].isna().all():
         raise ResultsError(
-            f"{results.path}: has no steps, so nothing to draw against them. "
+            f"{results.place}: has no steps, so nothing to draw against them. "
             "Compare a folder of checkpoint-N/."
         )
     title = f"Change over the steps: {_named(view)}"
@@ -218,17 +218,17 @@ def _usual_kinds(results: Results, rows: pd.DataFrame, figure: str) -> tuple[tup
 def _check_kinds(results: Results, rows: pd.DataFrame, view: View) -> None:
     if rows.empty:
         raise ResultsError(
-            f"{results.path}: has no matrix along the {view.axis} axis{_narrowed(view)}. "
+            f"{results.place}: has no matrix along the {view.axis} axis{_narrowed(view)}. "
             "Compare with --axis both, or draw the other axis."
         )
     if not view.kinds and not view.matrix:
         raise ResultsError(
-            f"{results.path}: no module kind changed in two layers or more, so there is no "
+            f"{results.place}: no module kind changed in two layers or more, so there is no "
             "relation to draw. Name one with --module."
         )
     if not (view.matrix or _of_kinds(rows, view.kinds).any()):
         raise ResultsError(
-            f"{results.path}: no matrix of {some(kind_names(view.kinds))} changed in "
+            f"{results.place}: no matrix of {some(kind_names(view.kinds))} changed in "
             f"{some([str(run) for run in rows['run'].unique()])}."
         )
 

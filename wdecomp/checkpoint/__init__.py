@@ -1,7 +1,7 @@
 """A checkpoint as an index of named matrices, read by row blocks."""
 
 from wdecomp.checkpoint.container import is_adapter, is_there, open_checkpoint
-from wdecomp.checkpoint.elements import LoadedTensor, PlainTensor, read_whole
+from wdecomp.checkpoint.elements import LoadedTensor, PlainTensor, open_elements, read_whole
 from wdecomp.checkpoint.fingerprint import (
     Span,
     check_unchanged,
@@ -18,6 +18,7 @@ from wdecomp.checkpoint.matrix import (
     Rectangle,
     core_shape,
     read_matrix,
+    spans,
     whole,
 )
 from wdecomp.checkpoint.pieces import Ranges, count, cut
@@ -50,11 +51,13 @@ __all__ = [
     "is_adapter",
     "is_there",
     "open_checkpoint",
+    "open_elements",
     "read_header",
     "read_matrix",
     "read_whole",
     "runs_under",
     "sample_sha256",
+    "spans",
     "steps_of",
     "surviving",
     "weights_beside_steps",

@@ -6,6 +6,7 @@ from pathlib import Path
 from wdecomp.checkpoint import strict_json
 from wdecomp.checkpoint.folders import adapter_file, has_weights
 from wdecomp.errors import CheckpointError
+from wdecomp.remote import RemotePath
 
 MODEL_INDEX = "model_index.json"
 
@@ -20,6 +21,9 @@ KNOWN = (
 def component_folders(folder: Path) -> dict[str, Path]:
     """The folders of a pipeline that hold weights, by component; none if it is no pipeline."""
     listed = _listed(folder)
+    if listed is None and isinstance(folder, RemotePath):
+        there = {child.name for child in folder.iterdir()} if folder.is_dir() else set()
+        return {n: folder / n for n in KNOWN if n in there and has_weights(folder / n)}
     names = KNOWN if listed is None else sorted(listed)
     return {name: folder / name for name in names if has_weights(folder / name)}
 

@@ -15,6 +15,7 @@ from wdecomp.checkpoint.record import Checkpoint
 from wdecomp.checkpoint.rows import Weight
 from wdecomp.checkpoint.steps import named_adapters, readable, steps_of
 from wdecomp.errors import CheckpointError, some
+from wdecomp.remote import RemotePath
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -47,7 +48,9 @@ def is_there(path: Path) -> bool:
     """Whether there is a file or folder; what cannot be one or be looked for is not there."""
     try:
         return path.exists()
-    except OSError:  # a name too long for a file, a folder that may not be searched
+    except OSError as error:  # a name too long for a file, a folder that may not be searched
+        if isinstance(path, RemotePath):
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
         return False
 
 

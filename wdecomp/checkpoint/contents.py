@@ -1,5 +1,6 @@
 """What the weights file of a checkpoint holds: one file, or the shards of an index."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -9,6 +10,9 @@ from wdecomp.checkpoint.elements import PlainTensor
 from wdecomp.checkpoint.filenames import is_index, is_pickled, is_state
 from wdecomp.checkpoint.header import ShardFile, read_header
 from wdecomp.errors import CheckpointError, some
+from wdecomp.remote import RemotePath, at_once
+
+NO_NAME = re.compile(r"[%?#\\:]")  # in the name of a shard that is elsewhere: may lead astray
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,10 @@ def _pickled(file: Path, allow_pickle: bool) -> Contents:
         raise CheckpointError(advice.distributed(file.parent, file.parent))
     if not allow_pickle:
         raise CheckpointError(advice.pickled(file))
+    if isinstance(file, RemotePath):
+        raise CheckpointError(
+            f"{file}: is pickled, and is opened on this disk alone. Download it and name the copy."
+        )
     from wdecomp.checkpoint.pickled import load_pickled
 
     found = load_pickled(file)
@@ -58,7 +66,10 @@ def _pickled(file: Path, allow_pickle: bool) -> Contents:
 
 def _sharded(index: Path, read: Callable[[Path], Contents]) -> Contents:
     shard_of = _weight_map(index)
-    held = {name: read(index.parent / name) for name in sorted(set(shard_of.values()))}
+    names = sorted(set(shard_of.values()))
+    files = [index.parent / name for name in names]
+    far = isinstance(index, RemotePath)
+    held = dict(zip(names, at_once(read, files) if far else map(read, files), strict=True))
     missing = [t for t, shard in shard_of.items() if t not in held[shard].tensors]
     if missing:
         raise CheckpointError(
@@ -89,14 +100,19 @@ def _weight_map(index: Path) -> dict[str, str]:
     shard_of = strict_json.read_object(index).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise CheckpointError(f"{index}: has no weight_map from tensor names to shards.")
+    there: dict[str, bool] = {}
     for tensor, shard in shard_of.items():
         inside = isinstance(shard, str) and shard and "\0" not in shard
+        inside = inside and not (isinstance(index, RemotePath) and NO_NAME.search(shard))
         parts = PurePosixPath(shard).parts if inside else ("..",)
         if ".." in parts or PurePosixPath(*parts).is_absolute():
             raise CheckpointError(
                 f"{index}: tensor {tensor!r} is in {shard!r}, expected a file in {index.parent}."
             )
-        if not _is_file(index.parent / shard):
+        there.setdefault(shard, True)
+    _ask_for(index.parent, there)
+    for tensor, shard in shard_of.items():
+        if not there[shard]:
             raise CheckpointError(
                 f"{index}: tensor {tensor!r} is in {shard!r}, which is not there. "
                 "The download is incomplete."
@@ -104,9 +120,19 @@ def _weight_map(index: Path) -> dict[str, str]:
     return shard_of
 
 
+def _ask_for(folder: Path, there: dict[str, bool]) -> None:
+    """Whether each of these files is there; all at once where asking takes a while."""
+    names = list(there)
+    files = [folder / name for name in names]
+    found = at_once(_is_file, files) if isinstance(folder, RemotePath) else map(_is_file, files)
+    there.update(zip(names, found, strict=True))
+
+
 def _is_file(path: Path) -> bool:
     """Whether there is such a file; one whose name is none is not there."""
     try:
         return path.is_file()
     except (OSError, ValueError):
+        if isinstance(path, RemotePath):  # a server that is down says nothing of its files
+            raise
         return False

@@ -1,7 +1,8 @@
 """The numbers of one tensor by their position in it: the one function that reads bytes of weights.
 
-A tensor's bytes are in a file, or in memory where a pickle had to be loaded. Whatever stands above
-(matrices, factors, decoders of quantised weights) asks for elements and does not know which.
+A tensor's bytes are in a file here or elsewhere, or in memory where a pickle had to be loaded.
+Whatever stands above (matrices, factors, decoders of quantised weights) asks for elements and does
+not know which.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from wdecomp.checkpoint.header import StoredTensor
 from wdecomp.checkpoint.mapping import LEAST, Window, window_bytes
 from wdecomp.dtypes import RAW, Array
 from wdecomp.errors import CheckpointError
+from wdecomp.remote import OtherContentError, RemotePath, read_into
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,9 @@ def open_elements(tensor: PlainTensor) -> Iterator[Elements]:
         yield _InMemory(tensor)
         return
     note(Span(tensor.file, tensor.offset, tensor.nbytes, tensor.name))
+    if isinstance(tensor.file, RemotePath):
+        yield _Elsewhere(tensor, tensor.file)
+        return
     try:
         stream = tensor.file.open("rb", buffering=0)
     except OSError as error:
@@ -110,6 +115,33 @@ class _InMemory:
 
     def view(self, first: int, count: int) -> Array:
         return self.tensor.numbers[first:]
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    tensor: StoredTensor
+    file: RemotePath
+
+    def fill(self, into: Array, first: int) -> None:
+        start, stop = self.tensor.offset, self.tensor.offset + self.tensor.nbytes
+        try:
+            start += first * into.itemsize
+            read_into(self.file, start, into.view(np.uint8).data, stop)
+        except OtherContentError as error:
+            raise CheckpointError(
+                f"{self.file}: {error.strerror}. Give the same command again when it is complete."
+            ) from None
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.file}: tensor {self.tensor.name!r} cannot be read ({error.strerror})."
+            ) from None
+
+    @property
+    def viewable(self) -> bool:
+        return False
+
+    def view(self, first: int, count: int) -> None:
+        return None
 
 
 class _InFile:

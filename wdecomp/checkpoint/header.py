@@ -5,7 +5,6 @@ which cover the rest of the file without holes or overlaps.
 """
 
 import hashlib
-import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import Any
 from wdecomp.checkpoint import strict_json
 from wdecomp.dtypes import BITS
 from wdecomp.errors import CheckpointError
+from wdecomp.remote import RemotePath, remember
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+FIRST_BYTES = 128 << 10  # of a file that is elsewhere: most headers are in them
 TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
 
 # What people rename to .safetensors, by its first bytes.
@@ -45,6 +46,7 @@ class ShardFile:
     """One file of weights as it was when it was opened.
 
     ctime_ns: when its content, its name or its mode last changed, which nobody can set.
+    etag: of a file that is elsewhere, where times are 0: what tells its content from another.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class ShardFile:
     mtime_ns: int
     header_sha256: str
     ctime_ns: int
+    etag: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,20 +73,20 @@ def read_header(file: Path) -> Header:
         CheckpointError: the file cannot be read or breaks a rule of the format; the message
             names the file, and the tensor where there is one.
     """
-    text, status = _header_text(file)
+    text, shard = _far_header(file) if isinstance(file, RemotePath) else _near_header(file)
     if not text.startswith(b"{"):
         raise CheckpointError(f"{file}: the header starts with {text[:1]!r}, expected '{{'.")
     entries = strict_json.parse(text, f"{file}: header")
     metadata = _metadata(entries.pop("__metadata__", {}), file)
     data_start = 8 + len(text)
     tensors = {name: _tensor(name, entry, file, data_start) for name, entry in entries.items()}
-    _check_coverage(list(tensors.values()), file, data_start, status.st_size)
-    digest = hashlib.sha256(text).hexdigest()
-    shard = ShardFile(file, status.st_size, status.st_mtime_ns, digest, status.st_ctime_ns)
+    _check_coverage(list(tensors.values()), file, data_start, shard.size)
+    if isinstance(file, RemotePath):
+        remember(file, [(each.offset, each.offset + each.nbytes) for each in tensors.values()])
     return Header(shard, tensors, metadata)
 
 
-def _header_text(file: Path) -> tuple[bytes, os.stat_result]:
+def _near_header(file: Path) -> tuple[bytes, ShardFile]:
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -91,24 +94,44 @@ def _header_text(file: Path) -> tuple[bytes, os.stat_result]:
         with file.open("rb") as stream:
             start = stream.read(8)
             length = int.from_bytes(start, "little")
-            _check_length(file, start, length, status.st_size)
+            if not _is_length(start, length, status.st_size):
+                raise _no_header(file, start + stream.read(32), length, status.st_size)
             text = stream.read(length)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from None
     if len(text) < length:
         raise CheckpointError(f"{file}: ends inside its header.")
-    return text, status
+    digest, times = _digest(text), (status.st_mtime_ns, status.st_ctime_ns)
+    return text, ShardFile(file, status.st_size, times[0], digest, times[1])
 
 
-def _check_length(file: Path, start: bytes, length: int, size: int) -> None:
-    if len(start) == 8 and 0 < length <= min(MAX_HEADER_BYTES, size - 8):
-        return
-    with file.open("rb") as stream:
-        first = stream.read(32)
+def _far_header(file: RemotePath) -> tuple[bytes, ShardFile]:
+    """One request in most cases, a second for a long header."""
+    try:
+        entry = file.entry()
+        start = file.fetch(0, min(entry.size, FIRST_BYTES))
+        length = int.from_bytes(start[:8], "little")
+        if not _is_length(start[:8], length, entry.size):
+            raise _no_header(file, start, length, entry.size)
+        text = start[8 : 8 + length] + file.fetch(len(start), 8 + length)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from None
+    return text, ShardFile(file, entry.size, 0, _digest(text), 0, entry.etag)
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
+
+
+def _is_length(start: bytes, length: int, size: int) -> bool:
+    return len(start) == 8 and 0 < length <= min(MAX_HEADER_BYTES, size - 8)
+
+
+def _no_header(file: Path, first: bytes, length: int, size: int) -> CheckpointError:
     for magic, what in IMPOSTORS:
         if first.startswith(magic):
-            raise CheckpointError(f"{file}: is not safetensors but {what}.")
-    raise CheckpointError(
+            return CheckpointError(f"{file}: is not safetensors but {what}.")
+    return CheckpointError(
         f"{file}: has {size:,} bytes and a header length of {length:,}, expected at most "
         f"{min(MAX_HEADER_BYTES, max(size - 8, 0)):,}. The file is truncated or not safetensors."
     )

@@ -16,7 +16,9 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from wdecomp.checkpoint.header import StoredTensor
 from wdecomp.checkpoint.pieces import Ranges, count, cut
+from wdecomp.checkpoint.quantized import QuantizedTensor
 from wdecomp.checkpoint.rows import Weight, open_rows
 from wdecomp.dtypes import BITS, STORED_AS, Array
 
@@ -209,6 +211,33 @@ class MatrixReader:
         if self._buffer.size < height * width:
             self._buffer = np.empty(height * width, self._dtype)
         return self._buffer[: height * width].reshape(height, width)
+
+
+def spans(matrix: Matrix) -> Iterator[tuple[StoredTensor, int, int]]:
+    """The bytes of stored tensors that reading a matrix takes: from where to where in each."""
+    weight = matrix.tensor
+    if isinstance(weight, QuantizedTensor):
+        planes = 1 if matrix.plane is None else (matrix.view or weight.shape)[0]
+        for part in weight.parts.values():
+            if isinstance(part, StoredTensor):
+                start, stop = _plane_of(part, planes, matrix.plane or 0)
+                yield part, start, stop
+    elif isinstance(weight, StoredTensor):
+        rows, columns = matrix.stored_shape
+        first = (matrix.plane or 0) * rows
+        picked = matrix.picked
+        runs = (range(rows),) if picked is None or matrix.input_first else picked
+        for run in runs:
+            bits = columns * BITS[weight.dtype]
+            yield weight, (first + run[0]) * bits // 8, (first + run[-1] + 1) * bits // 8
+
+
+def _plane_of(part: StoredTensor, planes: int, plane: int) -> tuple[int, int]:
+    """A plane's share of a tensor that has planes, one below another or as its first dimension."""
+    if part.shape and part.shape[0] % planes == 0:
+        size = part.nbytes // planes
+        return plane * size, (plane + 1) * size
+    return 0, part.nbytes
 
 
 def _is_run(pieces: Ranges) -> bool:

@@ -15,6 +15,7 @@ from wdecomp.cli.compare import compare
 from wdecomp.cli.console import say_error
 from wdecomp.cli.demo import demo
 from wdecomp.cli.export import export
+from wdecomp.cli.finish import finish
 from wdecomp.cli.gradients import gradients
 from wdecomp.cli.inspect import inspect
 from wdecomp.cli.merge import merge
@@ -25,9 +26,10 @@ from wdecomp.cli.stopping import stoppable, tell
 from wdecomp.cli.train import train
 from wdecomp.cli.verify import verify
 from wdecomp.cli.view import view
-from wdecomp.errors import WdecompError
+from wdecomp.errors import UnfinishedError, WdecompError
 
 TRACEBACK = "WDECOMP_TRACEBACK"  # in the environment: errors of our own are shown with their place
+UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h: job systems know it as "again later"
 OBJECTS = 100_000  # between collections; with Python's own 700, imports take half as long again
 
 
@@ -42,6 +44,7 @@ def commands() -> None:
 
 
 commands.add_command(compare)
+commands.add_command(finish)
 commands.add_command(inspect)
 commands.add_command(audit)
 commands.add_command(check)
@@ -58,7 +61,10 @@ commands.add_command(reproduce)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits: 0 done, 1 bad input, 2 wrong usage, 130 or 143 interrupted."""
+    """Runs a command and exits with its code.
+
+    0 done, 1 bad input, 2 wrong usage, 75 to be continued, 130 or 143 interrupted.
+    """
     gc.set_threshold(OBJECTS)
     atexit.register(gc.freeze)  # the process's memory goes back whole, not object by object
     words = sys.argv[1:] if arguments is None else arguments
@@ -72,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except WdecompError as error:
         say_error(str(error))
-        sys.exit(1)
+        sys.exit(UNFINISHED if isinstance(error, UnfinishedError) else 1)
     except (KeyboardInterrupt, click.Abort) as error:
         sys.exit(tell(error))
     except MemoryError:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -81,9 +80,9 @@ def _found(
     paths: tuple[str, ...], candidates: tuple[str, ...], quiet: bool, options: dict[str, Any]
 ) -> Compared:
     """What there is to look at: results that were made before, or a comparison."""
-    from wdecomp.table import read_results
+    from wdecomp.table import are_results, read_results
 
-    if len(paths) > 1 or not (Path(paths[0]) / "run.json").is_file():
+    if len(paths) > 1 or not are_results(paths[0]):
         return _compared(paths, candidates, quiet, options)
     given = {"candidate_base": candidates} | options
     named = [name for name in given if given[name]]

@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
@@ -30,10 +29,10 @@ def check(results: str, inputs: bool, as_object: bool, quiet: bool) -> None:
     """
     from wdecomp.progress import byte_progress
     from wdecomp.scan.rereading import check_inputs
-    from wdecomp.table import Results
+    from wdecomp.table import Results, copy_of
     from wdecomp.table.checking import check_results, checksums, results_size
 
-    folder = Path(results)
+    folder = copy_of(results)
     with byte_progress(results_size(folder), "checking", not quiet) as on_bytes:
         found = {"results": check_results(folder, on_bytes)}
     if inputs and not found["results"].wrong:
@@ -42,6 +41,8 @@ def check(results: str, inputs: bool, as_object: bool, quiet: bool) -> None:
             found["inputs"] = check_inputs(Results(folder).run, rows, on_bytes)
     elif inputs:
         found["results"].notes.append("The inputs were not checked: the results come first.")
+    for each in found.values():  # what was fetched is named as where it came from
+        each.wrong = [line.replace(str(folder), results) for line in each.wrong]
     wrong = [line for each in found.values() for line in each.wrong]
     if as_object:
         say(json.dumps({name: asdict(each) for name, each in found.items()}, indent=1))
@@ -50,7 +51,7 @@ def check(results: str, inputs: bool, as_object: bool, quiet: bool) -> None:
             say(line)
         for name, each in found.items():
             if not each.wrong:
-                say(f"{folder}: {each.files} files of its {name} are what they were.")
+                say(f"{results}: {each.files} files of its {name} are what they were.")
             for note in each.notes:
                 say_aside(f"- {note}")
         if found["results"].wrong:

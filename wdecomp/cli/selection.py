@@ -43,9 +43,9 @@ base_dequantized_option = click.option(
 def split_base(paths: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
     """The base and the tuned ones; no base if the first path is an adapter or has a label."""
     from wdecomp.checkpoint import is_adapter, is_there
-    from wdecomp.inputs import named_path
+    from wdecomp.inputs import named_path, new_path
+    from wdecomp.remote import is_url
 
-    first = named_path(paths[0])
-    if not is_there(first) and "=" in paths[0]:
+    if "=" in paths[0] and not is_url(paths[0]) and not is_there(new_path(paths[0])):
         return None, paths
-    return (None, paths) if is_adapter(first) else (paths[0], paths[1:])
+    return (None, paths) if is_adapter(named_path(paths[0])) else (paths[0], paths[1:])

@@ -25,11 +25,12 @@ def view(results: tuple[str, ...], port: int | None, no_open: bool) -> None:
     Several folders are shown side by side; one that is still being written is shown as far as it
     is. Without any, the app says how to make results, and has a small example.
     """
-    from wdecomp.table import Results
+    from wdecomp.table import Results, copy_of
     from wdecomp.table.results import check_schema
 
-    for folder in results:
-        check_schema(Results(Path(folder)))
+    folders = [copy_of(folder) for folder in results]
+    for folder in folders:
+        check_schema(Results(folder))
     if find_spec("streamlit") is None:
         raise MissingExtraError(
             "streamlit: is not installed, the app needs it. Run `pip install 'wdecomp[app]'`."
@@ -38,7 +39,8 @@ def view(results: tuple[str, ...], port: int | None, no_open: bool) -> None:
     options |= {"server.headless": "true" if no_open else "false"}
     options |= {} if port is None else {"server.port": str(port)}
     given = [f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, "-m", "streamlit", "run", str(_main()), *given, "--", *results]
+    named = [*given, "--", *map(str, folders)]
+    command = [sys.executable, "-m", "streamlit", "run", str(_main()), *named]
     os.execv(sys.executable, command)  # so that the terminal's Ctrl-C is the app's
 
 

@@ -34,7 +34,8 @@ def write_beside(base: Checkpoint, plan: Plan, draft: Path) -> None:
     for file in _small_files(base, root):
         below = file.relative_to(root)
         (draft / below).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, draft / below)
+        with file.open("rb") as source, (draft / below).open("wb") as copy:
+            shutil.copyfileobj(source, copy)
     for component, config in (base.components or {"": base.config}).items():
         edited = config_of(config, plan, bool(component))
         if edited != config:

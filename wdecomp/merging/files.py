@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from wdecomp.checkpoint import LoadedTensor, PlainTensor, QuantizedTensor
+from wdecomp.checkpoint import LoadedTensor, PlainTensor, QuantizedTensor, open_elements
 from wdecomp.dtypes import BITS, Array
 from wdecomp.errors import CheckpointError
 from wdecomp.merging.records import Rounding, Written
 from wdecomp.merging.weights import Block, merged_blocks
+from wdecomp.remote import RemotePath
 
 COPIED = 4 << 20  # bytes of a tensor that is copied, at a time
 ALIGNED = 8
@@ -124,6 +125,13 @@ def _stored_bytes(tensor: PlainTensor) -> Iterator[tuple[int, bytes | Array]]:
     if isinstance(tensor, LoadedTensor):
         for first in pieces:
             yield first, _bytes(tensor.numbers)[first : first + COPIED]
+        return
+    if isinstance(tensor.file, RemotePath):
+        with open_elements(tensor) as elements:
+            for first in pieces:
+                block = np.empty(min(COPIED, tensor.nbytes - first), np.uint8)
+                elements.fill(block, first)
+                yield first, block
         return
     try:
         with tensor.file.open("rb", buffering=0) as stream:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wdecomp.checkpoint import Checkpoint, is_there, open_checkpoint
+from wdecomp.checkpoint import Checkpoint, check_unchanged, is_there, open_checkpoint
 from wdecomp.errors import CheckpointError, some
-from wdecomp.inputs import named_path
+from wdecomp.inputs import named_path, new_path
 from wdecomp.merging.beside import write_beside
 from wdecomp.merging.files import write_tensors
 from wdecomp.merging.plan import plan_merge
@@ -51,13 +51,14 @@ def merge(
     """
     if dtype not in DTYPES:
         raise ValueError(f"{dtype!r} is no dtype, expected one of {', '.join(DTYPES)}.")
-    target = named_path(str(out))
+    target = new_path(str(out))
     _require_free(target)
     opened, tuned = _opened(base, allow_pickle), _opened(adapter, allow_pickle)
     plan = plan_merge(opened, tuned, DTYPES[dtype])
     with _new_folder(target, plan.nbytes) as draft:
         rounding = _write_weights(plan, draft, progress)
         write_beside(opened, plan, draft)
+        check_unchanged([*opened.shards, *tuned.shards])
         _flush_all(draft)
     items = [item for each in plan.files.values() for item in each]
     changed = sum(bool(item.pairs) for item in items)

@@ -77,7 +77,7 @@ def _columns(results: Results, selection: Selection) -> Iterator[pd.DataFrame]:
     axes = [axis for axis in results.run["options"]["columns"] if selection.axis in ("", axis)]
     if not axes:
         raise ResultsError(
-            f"{results.path}: no columns were kept along this axis. Compare with --columns."
+            f"{results.place}: no columns were kept along this axis. Compare with --columns."
         )
     places = results.modules.drop_duplicates("parameter").set_index("parameter")
     known = selection.of(pd.DataFrame(results.run["runs"], columns=["run", "step"]))

@@ -2,6 +2,8 @@
 
 A thread of its own goes over the bytes in the order in which the workers do, `AHEAD` before them,
 and only advises: nothing is copied. What the page cache has already is skipped.
+
+What is elsewhere is really fetched, in the same order: `remote.ahead` holds it until it is taken.
 """
 
 import os
@@ -9,25 +11,35 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain, zip_longest
 from pathlib import Path
-from threading import Condition, Thread
+from threading import Condition
 from typing import NamedTuple
 
-from wdecomp.adapter import OnOtherBase
-from wdecomp.checkpoint import Matrix, QuantizedTensor, StoredTensor
+from wdecomp.adapter import Adapted, OnOtherBase
+from wdecomp.checkpoint import Matrix, StoredTensor, spans
 from wdecomp.pairing import Pair
+from wdecomp.remote import RemotePath, Wanted, fetched_ahead
+from wdecomp.scan.measure import SAMPLE_WIDTH, sampled_rows
 from wdecomp.scan.plan import Plan, Unit
 
 AHEAD = 256 << 20  # bytes, for each worker
 CHUNK = 8 << 20  # bytes: asked for at a time
-LEAST = 1 << 20  # bytes of a tensor for which asking is worth while
+LEAST = 1 << 20  # bytes for which asking a disk is worth while
+TOGETHER = 32 << 20  # bytes of a disk after which what is elsewhere does not wait
+SMALL = 64 << 10  # bytes that are kept whole for whoever reads them again
+FETCHED = 256 << 20  # bytes that are elsewhere: held before they are taken, and for each worker
+FETCHED_EACH = 64 << 20  # as many more
 
 
 class Piece(NamedTuple):
-    """Some bytes of a file."""
+    """Some bytes of a file.
+
+    again: those of them, from where to where in the file, that are read once more later.
+    """
 
     file: Path
     start: int
     length: int
+    again: tuple[tuple[int, int], ...] = ()
 
 
 def pieces(plan: Plan, units: list[Unit], workers: int) -> Iterator[Piece]:
@@ -39,17 +51,32 @@ def pieces(plan: Plan, units: list[Unit], workers: int) -> Iterator[Piece]:
 @contextmanager
 def read_ahead(wanted: Iterator[Piece], reach: int) -> Iterator[Callable[[int], None]]:
     """Keeps about `reach` bytes ahead; to be told how many bytes have been gone through."""
-    if not hasattr(os, "posix_fadvise"):
-        yield lambda _: None
-        return
     progress = _Progress(reach)
-    thread = Thread(target=_advise, args=(wanted, progress), daemon=True)
-    thread.start()
-    try:
-        yield progress.advance
-    finally:
-        progress.advance(None)
-        thread.join()
+    memory = FETCHED + FETCHED_EACH * max(reach // AHEAD, 1)
+    with fetched_ahead(_elsewhere(wanted, progress), memory):
+        try:
+            yield progress.advance
+        finally:
+            progress.advance(None)
+
+
+def _elsewhere(wanted: Iterator[Piece], progress: "_Progress") -> Iterator[Wanted | None]:
+    """The pieces that are to be fetched; on the way to them, the disk is asked for the others.
+
+    None after some of these: what stands before it is not to wait until they are within reach.
+    """
+    passed = 0
+    for piece in wanted:
+        if isinstance(piece.file, RemotePath):
+            yield Wanted(piece.file, piece.start, piece.start + piece.length, piece.again)
+            continue
+        passed += piece.length
+        if passed >= TOGETHER:
+            yield None
+            passed = 0
+        if not progress.take(piece.length):
+            return
+        _advise(piece)
 
 
 class _Progress:
@@ -71,18 +98,16 @@ class _Progress:
             return not self._stopped
 
 
-def _advise(wanted: Iterator[Piece], progress: _Progress) -> None:
-    for piece in wanted:
-        if not progress.take(piece.length):
-            return
-        with suppress(OSError):  # whoever reads it will say what is wrong
-            descriptor = os.open(piece.file, os.O_RDONLY)
-            try:
-                if not _is_cached(descriptor, piece):
-                    advice = os.POSIX_FADV_WILLNEED
-                    os.posix_fadvise(descriptor, piece.start, piece.length, advice)
-            finally:
-                os.close(descriptor)
+def _advise(piece: Piece) -> None:
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with suppress(OSError):  # whoever reads it will say what is wrong
+        descriptor = os.open(piece.file, os.O_RDONLY)
+        try:
+            if not _is_cached(descriptor, piece):
+                os.posix_fadvise(descriptor, piece.start, piece.length, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
 
 
 def _is_cached(descriptor: int, piece: Piece) -> bool:
@@ -97,23 +122,52 @@ def _is_cached(descriptor: int, piece: Piece) -> bool:
 def _of_unit(plan: Plan, unit: Unit) -> Iterator[Piece]:
     for parameter in unit.parameters:
         pairs = [pair for _, pair in plan.beside(parameter)]
-        tensors = dict.fromkeys(chain.from_iterable(map(_read_for, pairs)))
-        yield from _in_turn(_of_tensor(tensor) for tensor in tensors if tensor.nbytes >= LEAST)
+        runs = dict.fromkeys(chain.from_iterable(map(_read_for, pairs)))
+        worth = (run for run in runs if run.length >= _least(run.file))
+        yield from _in_turn(_chunks(run) for run in worth)
 
 
-def _read_for(pair: Pair) -> Iterator[StoredTensor]:
+def _least(file: Path) -> int:
+    """How many bytes are worth asking for."""
+    return 1 if isinstance(file, RemotePath) else LEAST
+
+
+def _read_for(pair: Pair) -> Iterator[Piece]:
     tuned = pair.tuned.base if isinstance(pair.tuned, OnOtherBase) else pair.tuned
     for matrix in (pair.base, tuned):
         if isinstance(matrix, Matrix):
-            weight = matrix.tensor
-            parts = weight.parts.values() if isinstance(weight, QuantizedTensor) else [weight]
-            yield from (part for part in parts if isinstance(part, StoredTensor))
+            again = tuple(_sampled(matrix)) if matrix is pair.base else ()
+            for tensor, start, stop in spans(matrix):
+                yield Piece(tensor.file, tensor.offset + start, stop - start, again)
+    adapted = pair.tuned.adapted if isinstance(pair.tuned, OnOtherBase) else pair.tuned
+    if isinstance(adapted, Adapted):
+        for part in adapted.tensors:
+            if isinstance(part, StoredTensor):
+                yield Piece(part.file, part.offset, part.nbytes)
 
 
-def _of_tensor(tensor: StoredTensor) -> Iterator[Piece]:
-    for start in range(0, tensor.nbytes, CHUNK):
-        length = min(CHUNK, tensor.nbytes - start)
-        yield Piece(tensor.file, tensor.offset + start, length)
+def _sampled(matrix: Matrix) -> Iterator[tuple[int, int]]:
+    """Where the sample of a base lies that is taken after it was gone through."""
+    rows, columns = matrix.stored_shape
+    if matrix.picked is not None or not rows or not isinstance(matrix.tensor.file, RemotePath):
+        return
+    for tensor, start, stop in spans(matrix):
+        first, size = tensor.offset + start, (stop - start) // rows
+        width = size
+        if tensor is matrix.tensor:
+            width = min(columns, SAMPLE_WIDTH) * size // max(columns, 1)
+        if stop - start <= SMALL:  # the scales of a quantised one
+            yield first, tensor.offset + stop
+        elif size * rows == stop - start:
+            for row in sampled_rows(rows):
+                yield first + row * size, first + row * size + width
+
+
+def _chunks(run: Piece) -> Iterator[Piece]:
+    for start in range(0, run.length, CHUNK):
+        first, length = run.start + start, min(CHUNK, run.length - start)
+        again = tuple(at for at in run.again if first <= at[0] and at[1] <= first + length)
+        yield Piece(run.file, first, length, again)
 
 
 def _in_turn(series: Iterable[Iterator[Piece]]) -> Iterator[Piece]:

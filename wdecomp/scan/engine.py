@@ -2,12 +2,16 @@
 
 The kernel, the reads and the products of an adapter's factors all release the interpreter, so
 threads use every core. Whoever waits trusts only what is in the results folder, and a process
-that is killed loses one unit for each of its workers.
+that is killed loses one unit for each of its workers. `scan/cluster.py` runs the same units on
+other machines.
 """
 
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from threading import Event
 
 from threadpoolctl import threadpool_limits
@@ -20,10 +24,78 @@ from wdecomp.scan.unit import Options, scan_unit
 from wdecomp.table import ResultsFolder
 
 MAPPED_BYTES = 192 << 20  # by all workers together
+FILES_EACH, OTHER_FILES = 2, 128  # open: of each checkpoint for each worker, and of all else
 
 
 class _StoppedError(Exception):
     """Another unit failed or the user interrupted: not worth a word of its own."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What completing a unit takes.
+
+    plan: all the work.
+    options: what to keep.
+    folder: where the parts go.
+    inputs: the files of the plan.
+    """
+
+    plan: Plan
+    options: Options
+    folder: ResultsFolder
+    inputs: Inputs
+
+
+def complete(
+    work: Work,
+    unit: Unit,
+    on_bytes: Callable[[int], None],
+    on_more_bytes: Callable[[int], None] = lambda _: None,
+) -> None:
+    """One unit from its tensors to its part in the folder; every engine ends here.
+
+    Args:
+        work: what it takes.
+        unit: what is to be done.
+        on_bytes: told how many bytes more have been gone through.
+        on_more_bytes: told how many of them have been gone through once more.
+    """
+    with witnessed() as seen:
+        part = scan_unit(work.plan, unit, work.options, on_bytes, on_more_bytes)
+    work.inputs.vouch(part, seen, on_more_bytes)
+    work.folder.commit(unit.number, part)
+
+
+def effort(plan: Plan, options: Options, number: int) -> int:
+    """Bytes that a unit goes through, those twice that are gone through twice."""
+    nbytes = sum(map(plan.nbytes, plan.units[number].parameters))
+    return nbytes * (1 + (options.spectral is not None) + options.checksums)
+
+
+@contextmanager
+def reading(
+    plan: Plan, units: list[Unit], count: int, threads: int
+) -> Iterator[Callable[[int], None]]:
+    """Where these units are read, so many at a time; to be told how many bytes have been.
+
+    threads: all of the process that read units, these and others.
+    """
+    checkpoints = len(plan.runs) + 1
+    width = MAPPED_BYTES // (threads * checkpoints)
+    _allow_open_files(threads * checkpoints * FILES_EACH + OTHER_FILES)
+    ahead = read_ahead(pieces(plan, units, count), count * AHEAD)
+    with surviving(width), ahead as gone_through:
+        yield gone_through
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises the process' own limit of open files, as far as it may: macOS begins with 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft not in (resource.RLIM_INFINITY, hard) and soft < allowed:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def run_units(
@@ -32,6 +104,7 @@ def run_units(
     folder: ResultsFolder,
     workers: int | None,
     on_bytes: Callable[[int], None],
+    numbers: Sequence[int] | None = None,
 ) -> None:
     """Every unit that the folder has no part of, scanned and committed.
 
@@ -41,10 +114,11 @@ def run_units(
         folder: where the parts go.
         workers: threads; one for each core if None.
         on_bytes: told, from any thread, how many more bytes have been gone through.
+        numbers: which units; all that the folder has no part of if None.
     """
     stop, count = Event(), workers or os.cpu_count() or 1
-    units = [plan.units[number] for number in folder.pending()]
-    inputs = Inputs(plan, options.checksums)
+    units = [plan.units[number] for number in (folder.pending() if numbers is None else numbers)]
+    work = Work(plan, options, folder, Inputs(plan, options.checksums))
 
     def report(nbytes: int) -> None:
         report_again(nbytes)
@@ -55,26 +129,19 @@ def run_units(
             raise _StoppedError
         on_bytes(nbytes)
 
-    def work(unit: Unit) -> None:
-        with witnessed() as seen:
-            part = scan_unit(plan, unit, options, report, report_again)
-        inputs.vouch(part, seen, report_again)
-        folder.commit(unit.number, part)
-
     with (
-        surviving(MAPPED_BYTES // (count * (len(plan.runs) + 1))),
         threadpool_limits(limits=1),
-        read_ahead(pieces(plan, units, count), count * AHEAD) as gone_through,
+        reading(plan, units, count, count) as gone_through,
         ThreadPoolExecutor(count) as pool,
     ):
-        futures = [pool.submit(work, unit) for unit in units]
+        futures = [pool.submit(complete, work, unit, report, report_again) for unit in units]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
     _raise_first(futures)
-    inputs.check()
+    work.inputs.check()
 
 
 def _raise_first(futures: list[Future[None]]) -> None:

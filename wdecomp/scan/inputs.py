@@ -34,7 +34,7 @@ class Inputs:
         if self._checksums:
             part.inputs.extend(self._row(span, on_bytes) for span in spans)
         files = {span.file for span in spans}
-        check_unchanged(self._shards[file] for file in sorted(files) if file in self._shards)
+        check_unchanged([self._shards[file] for file in sorted(files) if file in self._shards])
 
     def check(self) -> None:
         """That no file has changed, read or not.

@@ -153,6 +153,11 @@ def tuned_reader(pair: Pair) -> TunedReader:
     return MatrixReader(pair.tuned)
 
 
+def sampled_rows(rows: int) -> list[int]:
+    """Which rows of a matrix, as they are stored, its sample is from."""
+    return [int(row) for row in np.unique(np.linspace(0, rows - 1, SAMPLE_ROWS).astype(int))]
+
+
 def _sample(matrix: Matrix) -> Floats:
     """Some weights from all over a matrix, the same whatever the block size."""
     outputs, inputs = matrix.shape
@@ -160,8 +165,8 @@ def _sample(matrix: Matrix) -> Floats:
     width = min(width, SAMPLE_WIDTH)
     found = []
     with MatrixReader(matrix, copied=True) as reader:
-        for row in np.unique(np.linspace(0, rows - 1, SAMPLE_ROWS).astype(int)):
-            stored = slice(int(row), int(row) + 1), slice(0, width)
+        for row in sampled_rows(rows):
+            stored = slice(row, row + 1), slice(0, width)
             at = Rectangle(*(reversed(stored) if matrix.input_first else stored))
             found.append(widen(reader.read(at)).astype(np.float64).reshape(-1))
     return np.concatenate(found)

@@ -1,16 +1,17 @@
 """Whether the files that results were made from are still what they were."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from wdecomp.checkpoint import Span, crc32, read_header, sample_sha256
-from wdecomp.errors import CheckpointError, ResultsError
+from wdecomp.errors import CheckpointError, ResultsError, WdecompError
+from wdecomp.remote import RemotePath, located, remote_path
 from wdecomp.table.checking import Findings
 
 SAMPLED = (
     "The checksums of what was read were not kept: of each file, its size, its header and 64 "
-    "pieces of 4 KiB were compared. With --checksums, compare keeps them."
+    "pieces of 4 KiB were compared; of one that is elsewhere, its ETag in their place. With "
+    "--checksums, compare keeps them."
 )
 
 
@@ -39,7 +40,7 @@ def check_inputs(
     for row in rows:
         if row["file"] not in whole:
             continue
-        span = Span(Path(row["file"]), row["start"], row["bytes"], row["tensor"])
+        span = Span(located(row["file"]), row["start"], row["bytes"], row["tensor"])
         try:
             same = crc32(span, on_bytes) == row["crc32"]
         except CheckpointError as error:
@@ -69,8 +70,10 @@ def _shards(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _about(shard: dict[str, Any]) -> str | None:
     """What is other than it was, of a file as a whole."""
-    file = Path(shard["file"])
     try:
+        file = located(shard["file"])
+        if isinstance(file, RemotePath):
+            file = remote_path(str(file))  # as it is now
         if not file.is_file():
             return "is gone, or is not found from this folder."
         size = file.stat().st_size
@@ -84,6 +87,6 @@ def _about(shard: dict[str, Any]) -> str | None:
             return "has other bytes than it had."
     except OSError as error:
         return f"cannot be read ({error.strerror})."
-    except CheckpointError as error:
-        return str(error).removeprefix(f"{file}: ")
+    except WdecompError as error:
+        return str(error).removeprefix(f"{shard['file']}: ")
     return None

@@ -106,10 +106,9 @@ def cluster_draws(clusters: int) -> Floats:
     ((2000, 5), np.float64(5.0))
     """
     times = min(max(DRAWS // clusters, RESAMPLES_OF_PAIRS), RESAMPLES)
-    drawn = np.random.default_rng(SEED).integers(clusters, size=(times, clusters))
-    flat = drawn + clusters * np.arange(times)[:, None]
-    counts = np.bincount(flat.ravel(), minlength=times * clusters)
-    draws = counts.reshape(times, clusters).astype(np.float64)
+    random, draws = np.random.default_rng(SEED), np.empty((times, clusters))
+    for row in draws:
+        row[:] = np.bincount(random.integers(clusters, size=clusters), minlength=clusters)
     draws.setflags(write=False)
     return draws
 

@@ -87,28 +87,28 @@ def checksums(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_finished(path: Path, found: Findings, on_bytes: Callable[[int], None]) -> None:
-    digests = _digests(path / "DONE.json")
-    if digests is None:
+    listed = digests(path / "DONE.json")
+    if listed is None:
         found.wrong.append(f"{path / 'DONE.json'}: is not what was written.")
         return
-    for name, digest in digests.items():
+    for name, digest in listed.items():
         file = path / name
         if not file.is_file():
             found.wrong.append(f"{file}: is gone.")
         elif _sha256(file, found, on_bytes) != digest:
             found.wrong.append(f"{file}: is not what was written: its SHA-256 is another.")
-    known = {*digests, "run.json", "DONE.json"}
+    known = {*listed, "run.json", "DONE.json"}
     for file in _files(path):
         name = str(file.relative_to(path))
         if name not in known and not name.startswith("parts/"):
             found.wrong.append(f"{file}: is none of the files that DONE.json lists.")
 
 
-def _digests(file: Path) -> dict[str, str] | None:
-    """Names and digests; None where the file does not say any, or leads out of its folder."""
+def digests(file: Path) -> dict[str, str] | None:
+    """Names and digests that a DONE.json lists; None if it is none, or leads out of its folder."""
     try:
-        digests: dict[str, str] = json.loads(file.read_bytes())["sha256"]
-        return digests if all(map(_is_inside, digests)) else None
+        listed: dict[str, str] = json.loads(file.read_bytes())["sha256"]
+        return listed if all(map(_is_inside, listed)) else None
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
 

@@ -1,10 +1,14 @@
-"""The claim of one process to a results folder: nothing foreign, one writer, one plan."""
+"""The claim of one process to a results folder: nothing foreign, one writer, one plan.
+
+`.lock` is held by whoever makes tables, alone, or by all processes with a part of the work
+together; see `shares.py`.
+"""
 
 import fcntl
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +26,13 @@ TEMPORARY = re.compile(r".+\.tmp-\d+-[0-9a-f]{8}")
 @contextmanager
 def claimed(path: Path, plan: dict[str, Any], restart: bool) -> Iterator[None]:
     """Holds a folder that is new, or that the same plan was interrupted in; see `open_folder`."""
-    with _writing(path):
-        _check_ours(path)
+    with writing(path):
+        check_ours(path)
         files.make_folder(path)
-        with (path / ".lock").open("w") as lock:
-            _hold(lock.fileno(), path)
+        with locked(path / ".lock", busy(path)):
             _adopt(path, plan, restart)
             _remove_temporary(path)
-            _remove_rotten(path)
+            remove_rotten(parts_of(path))
             files.sync(path)  # what a killed process had made and not come to flush
             yield
 
@@ -40,30 +43,36 @@ def refuse_busy(path: Path) -> None:
     Raises:
         ResultsError: the folder holds something else, or another process is writing to it.
     """
-    with _writing(path):
-        _check_ours(path)
+    with writing(path):
+        check_ours(path)
         if (path / ".lock").exists():
-            with (path / ".lock").open("rb") as lock:
-                _hold(lock.fileno(), path)
+            with locked(path / ".lock", busy(path)):
+                pass
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Says of which folder it was that it cannot be written."""
     try:
         yield
     except OSError as error:
         raise ResultsError(f"{path}: cannot be written ({error.strerror or error}).") from None
 
 
-def _check_ours(path: Path) -> None:
+def check_ours(path: Path) -> None:
+    """That nothing in a folder is foreign.
+
+    Raises:
+        ResultsError: something is.
+    """
     if not str(path).isprintable():  # Arrow takes no name that is not UTF-8
         raise ResultsError(f"{str(path)!r}: cannot be a folder's name. Choose another with --out.")
     if not path.exists():
         return
     if not path.is_dir():
         raise ResultsError(f"{path}: is a file, expected a folder for the results.")
+    names = sorted(child.name for child in path.iterdir())  # before another process adds its plan
     ours = OURS if _is_plan(path / "run.json") else {".lock"}
-    names = sorted(child.name for child in path.iterdir())
     foreign = [name for name in names if name not in ours and not TEMPORARY.fullmatch(name)]
     if foreign:
         raise ResultsError(
@@ -80,11 +89,20 @@ def _is_plan(file: Path) -> bool:
         return False
 
 
-def _hold(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ResultsError(f"{path}: another wdecomp is writing there.") from None
+@contextmanager
+def locked(lock: Path, said: str, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Holds a lock, alone or with others; raises `said` where somebody else has it."""
+    with lock.open("a+") as held:  # a network file system locks what may be written alone
+        try:
+            fcntl.flock(held.fileno(), kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ResultsError(said) from None
+        yield
+
+
+def busy(path: Path) -> str:
+    """What is said where a folder is held."""
+    return f"{path}: another wdecomp is writing there."
 
 
 def _clear(path: Path) -> None:
@@ -106,9 +124,9 @@ def _remove_temporary(path: Path) -> None:
             child.unlink()
 
 
-def _remove_rotten(path: Path) -> None:
+def remove_rotten(parts: Iterable[Path]) -> None:
     """Parts whose content is not what was written: their units are done again."""
-    for part in parts_of(path):
+    for part in parts:
         if not files.is_whole(part):
             part.unlink()
 
@@ -119,6 +137,11 @@ def parts_of(path: Path) -> list[Path]:
     return sorted(file for file in found if PART.fullmatch(file.name))
 
 
+def unit_of(part: Path) -> int:
+    """The number of the unit that a part is of."""
+    return int(part.name.partition("-")[0])
+
+
 def _adopt(path: Path, plan: dict[str, Any], restart: bool) -> None:
     """Writes the plan, or finds that it is the one that was written."""
     written = path / "run.json"
@@ -126,11 +149,15 @@ def _adopt(path: Path, plan: dict[str, Any], restart: bool) -> None:
         _clear(path)
         files.commit_json(written, plan)
         return
-    before = json.loads(written.read_bytes())
-    after = json.loads(files.canonical(plan))
+    before, after = both(written, plan)
     if before != after:
         keys = [key for key in after if before.get(key) != after[key]]
         raise ResultsError(
             f"{path}: holds results of another run ({some(keys)} differ). "
             "Choose another folder with --out, or --restart to replace them."
         )
+
+
+def both(written: Path, plan: dict[str, Any]) -> tuple[Any, Any]:
+    """The plan that was written, and the one that would be."""
+    return json.loads(written.read_bytes()), json.loads(files.canonical(plan))

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wdecomp.errors import ResultsError
-from wdecomp.table.schema import FIGURES
 
 
 def commit(target: Path, write: Callable[[Path], None]) -> None:
@@ -88,23 +87,6 @@ def commit_table(target: Path, table: pa.Table) -> None:
             pq.write_table(table, sink, **FORMAT)
 
     commit(target, write)
-
-
-@contextmanager
-def columns_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Writes tables of columns, a row group each."""
-    with (
-        path.open("xb") as sink,
-        pq.ParquetWriter(
-            sink,
-            schema,
-            use_dictionary=["parameter", "axis"],
-            column_encoding={"column": "DELTA_BINARY_PACKED"}
-            | dict.fromkeys(FIGURES, "BYTE_STREAM_SPLIT"),
-            **FORMAT,
-        ) as writer,
-    ):
-        yield writer
 
 
 FORMAT: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}

@@ -6,10 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from wdecomp.errors import ResultsError
+from wdecomp.table.columns import picked
 from wdecomp.table.parts import read_groups, read_rows
 from wdecomp.table.results import Results, as_pandas, check_schema
 from wdecomp.table.schema import COLUMNS, FACTS, MODULES
@@ -73,12 +73,9 @@ class Unfinished(Growing):
         if axis not in self.run["options"]["columns"]:
             raise ResultsError(f"{self.path}: keeps no columns along the {axis} axis.")
         at = self._last_step(run) if step is None else step
-        tables = [COLUMNS.empty_table()]
-        for part in self._parts:
-            for group in read_groups(part, (run, at)):
-                parameter, kept = (group[name][0].as_py() for name in ("parameter", "axis"))
-                if kept == axis and (parameters is None or parameter in parameters):
-                    tables.append(group.take(np.arange(0, group.num_rows, every)))
+        wanted = None if parameters is None else set(parameters)
+        groups = (group for part in self._parts for group in read_groups(part, (run, at)))
+        tables = [COLUMNS.empty_table(), *(picked(each, wanted, axis, every) for each in groups)]
         return as_pandas(pa.concat_tables(tables))
 
     @cached_property

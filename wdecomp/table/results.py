@@ -6,13 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wdecomp.errors import ResultsError, some
+from wdecomp.remote.urls import is_url
+from wdecomp.table.columns import groups_of, open_columns, picked
 from wdecomp.table.files import reading
-from wdecomp.table.schema import FACTS, FITS, MODULES, SPECTRA, VERSION
+from wdecomp.table.schema import COLUMNS, FACTS, FITS, MODULES, SPECTRA, VERSION
 
 SPECTRA_FILE = "spectra.parquet"
 INPUTS_FILE = "inputs.parquet"
@@ -39,6 +40,11 @@ class Results:
     """
 
     path: Path
+
+    @property
+    def place(self) -> str:
+        """Where they are, as the user names it: a folder, or a URL."""
+        return str(self.path)
 
     @cached_property
     def run(self) -> dict[str, Any]:
@@ -115,17 +121,11 @@ class Results:
             raise ResultsError(
                 f"{file}: there is none. Compare with --columns {axis}, or name another step."
             )
-        words = ["parameter", "axis"]  # as categories: a name is kept once, not in every row
         wanted = None if parameters is None else set(parameters)
-        with (
-            reading(file),
-            pq.ParquetFile(file, page_checksum_verification=True, read_dictionary=words) as parquet,
-        ):
-            tables = [parquet.schema_arrow.empty_table()]
-            for i, (parameter, kept) in enumerate(_row_groups(parquet.metadata)):
-                if kept == axis and (wanted is None or parameter in wanted):
-                    group = parquet.read_row_group(i)
-                    tables.append(group.take(np.arange(0, group.num_rows, every)))
+        with reading(file), open_columns(file) as parquet:
+            tables = [COLUMNS.empty_table()]
+            for i in groups_of(parquet.metadata, wanted, axis):
+                tables.append(picked(parquet.read_row_group(i), wanted, axis, every))
             return as_pandas(pa.concat_tables(tables))
 
     def _last_step(self, run: str) -> int | None:
@@ -150,11 +150,15 @@ class Results:
 
 
 def read_results(path: str | Path) -> Results:
-    """The results that `wdecomp compare --out PATH` left.
+    """The results that `wdecomp compare --out PATH` left; those at a URL are fetched.
 
     Raises:
         ResultsError: the folder holds no results, unfinished ones, or ones of another schema.
     """
+    if is_url(str(path)):
+        from wdecomp.table.fetched import fetch_finished
+
+        return fetch_finished(str(path))
     folder = Path(path)
     results = Results(folder)
     check_schema(results)
@@ -196,12 +200,6 @@ def _is_whole(record: dict[str, Any]) -> bool:
 def columns_file(run: str, step: int | None) -> str:
     """Where a run's columns at one step are, inside the results folder."""
     return f"columns/{run}/{'final' if step is None else f'step-{step}'}.parquet"
-
-
-def _row_groups(metadata: Any) -> list[tuple[str, str]]:
-    """(parameter, axis) of every row group, from the footer's statistics."""
-    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
-    return [(g.column(0).statistics.min, g.column(1).statistics.min) for g in groups]
 
 
 def as_pandas(table: pa.Table) -> "pd.DataFrame":

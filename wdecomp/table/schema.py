@@ -138,10 +138,11 @@ FITS = pa.schema(
 
 # float64 for its range: |m − m0| of a column of norm 1e-25 is no float32. Its figures are rounded
 # to the 24 bits that float32 has, so that the file is no larger.
+WORD = pa.dictionary(pa.int32(), pa.string())  # a name is kept once, not in every row
 COLUMNS = pa.schema(
     [
-        ("parameter", pa.string()),
-        ("axis", pa.string()),
+        ("parameter", WORD),
+        ("axis", WORD),
         ("column", pa.int32()),
         ("magnitude_base", pa.float64()),
         ("delta_magnitude", pa.float64()),

@@ -10,7 +10,13 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from wdecomp.adapter import Adapted
-from wdecomp.checkpoint import Checkpoint, is_there, open_checkpoint, surviving
+from wdecomp.checkpoint import (
+    Checkpoint,
+    check_unchanged,
+    is_there,
+    open_checkpoint,
+    surviving,
+)
 from wdecomp.decomposition import compilation_told
 from wdecomp.errors import CheckpointError, PairingError
 from wdecomp.inputs import named_path
@@ -52,10 +58,11 @@ def verify(
     Raises:
         WdecompError: a path is not what it must be, or the three are not of one model.
     """
-    whole, tuned = _opened(merged, allow_pickle), _opened(adapter, allow_pickle)
+    read = whole, tuned = [_opened(merged, allow_pickle), _opened(adapter, allow_pickle)]
 
     def beside(path: str | Path) -> Lineup:
-        return line_up(_opened(path, allow_pickle), whole, tuned)
+        read.append(_opened(path, allow_pickle))
+        return line_up(read[-1], whole, tuned)
 
     others = list(candidates)
     for path in others:  # not after all the rest has been read
@@ -64,6 +71,7 @@ def verify(
     tensors = run(lineup)
     found = findings_of(lineup, tensors)
     fits = [_candidate(str(path), beside, run) for path in others]
+    check_unchanged([shard for each in read for shard in each.shards])
     here = Candidate(str(base), relative_of(tensors), not found)
     return Verification(
         str(merged),

@@ -52,12 +52,11 @@ def scaled(
         high, width = _grid(parts, weight.shape, scale.shape, block)
     else:
         scales, (high, width) = _stacked(parts, weight.shape, scale.shape, block)
-    of_row = np.minimum(np.arange(weight.shape[-2]) // high, scales[1] - 1)
     zero = tensors.get("zero_point")
     if zero is not None:
         zero = parts.shaped("zero_point", scale.shape, "I8", "I32", "I64", *FLOATS)
     dtype = "INT8" if weight.dtype == "I8" else "FP8"
-    opened = partial(_open_scaled, parts, weight, scales, zero, of_row, width)
+    opened = partial(_open_scaled, parts, weight, scales, zero, high, width)
     return QuantizedTensor(name, dtype, weight.shape, None, tensors, opened)
 
 
@@ -127,9 +126,10 @@ def _open_scaled(
     weight: PlainTensor,
     scales: tuple[int, int, int],
     zero: PlainTensor | None,
-    of_row: Array,
+    high: int,
     width: int,
 ) -> Iterator["_Scaled"]:
+    of_row = np.minimum(np.arange(weight.shape[-2]) // high, scales[1] - 1)
     scale = parts.numbers("scale").reshape(scales)
     offset = None if zero is None else _plain(zero).reshape(scales)
     with open_elements(weight) as codes:

@@ -1,0 +1,1 @@
+"""Servers on loopback, real ones, that count what they are asked and fail when they are told."""

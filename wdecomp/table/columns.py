@@ -1,0 +1,139 @@
+"""The columns of matrices in Parquet, one matrix to a row group, or several small ones.
+
+A file of a hundred thousand row groups would take longer to open than to read. What a column is of
+is written as a dictionary: to look up one name ten thousand times would take half of the writing.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wdecomp.dtypes import Array, Floats
+from wdecomp.table.files import FORMAT
+from wdecomp.table.schema import COLUMNS, FIGURES
+
+WORDS = ["parameter", "axis"]
+FEWEST_ROWS = 4096  # of a row group that no other matrix is added to
+DROPPED = 29  # bits of a float64's significand that float32's has not
+
+Run = tuple[str, int | None]
+
+
+@dataclass(frozen=True)
+class ColumnGroup:
+    """The columns of one matrix along one axis, in one run at one step."""
+
+    run: str
+    step: int | None
+    parameter: str
+    axis: str
+    column: Array
+    magnitude_base: Floats
+    delta_magnitude: Floats
+    delta_direction: Floats
+
+
+def together(columns: Iterable[ColumnGroup]) -> Iterator[tuple[Run, list[ColumnGroup]]]:
+    """What a row group holds, run by run: matrices until there are rows enough."""
+    by_run: dict[Run, list[ColumnGroup]] = {}
+    for group in columns:
+        if group.column.size:
+            by_run.setdefault((group.run, group.step), []).append(group)
+    for run, groups in by_run.items():
+        some: list[ColumnGroup] = []
+        rows = 0
+        for group in groups:
+            some.append(group)
+            rows += group.column.size
+            if rows >= FEWEST_ROWS:
+                yield run, some
+                some, rows = [], 0
+        if some:
+            yield run, some
+
+
+def table_of(some: list[ColumnGroup]) -> pa.Table:
+    """The rows of a row group."""
+    tables = [_table(group) for group in some]
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).unify_dictionaries()
+
+
+@contextmanager
+def columns_writer(path: Path, compression: str = "zstd") -> Iterator[pq.ParquetWriter]:
+    """Writes tables of columns to a new file, a row group each."""
+    with (
+        path.open("xb") as sink,
+        pq.ParquetWriter(
+            sink,
+            COLUMNS,
+            use_dictionary=WORDS,
+            column_encoding={"column": "DELTA_BINARY_PACKED"}
+            | dict.fromkeys(FIGURES, "BYTE_STREAM_SPLIT"),
+            store_schema=False,  # whoever reads the file finds plain text, not dictionaries
+            **FORMAT | {"compression": compression},
+        ) as writer,
+    ):
+        yield writer
+
+
+@contextmanager
+def open_columns(path: Path) -> Iterator[pq.ParquetFile]:
+    """A file of columns, as `COLUMNS` types them."""
+    with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=WORDS) as file:
+        yield file
+
+
+def groups_of(metadata: Any, wanted: set[str] | None, axis: str) -> Iterator[int]:
+    """The row groups that may hold some of these parameters, by the footer's statistics."""
+    for i in range(metadata.num_row_groups):
+        names, axes = (metadata.row_group(i).column(at).statistics for at in (0, 1))
+        if axes.min <= axis <= axes.max and (wanted is None or _may_hold(names, wanted)):
+            yield i
+
+
+def picked(group: pa.Table, wanted: set[str] | None, axis: str, every: int) -> pa.Table:
+    """Of a row group, each so-manieth column of these parameters along this axis."""
+    kept = group.column("column").to_numpy() % every == 0
+    kept &= _among(group.column("axis"), {axis})
+    if wanted is not None:
+        kept &= _among(group.column("parameter"), wanted)
+    return group.filter(pa.array(kept))
+
+
+def _may_hold(names: Any, wanted: set[str]) -> bool:
+    if not names.has_min_max:  # too long to stand in the footer
+        return True
+    if names.min == names.max:
+        return names.min in wanted
+    return any(names.min <= name <= names.max for name in wanted)
+
+
+def _among(words: pa.ChunkedArray, wanted: set[str]) -> npt.NDArray[np.bool_]:
+    coded = words.combine_chunks()
+    known = np.array([word in wanted for word in coded.dictionary.to_pylist()], np.bool_)
+    held: npt.NDArray[np.bool_] = known[coded.indices.to_numpy()]
+    return held
+
+
+def _table(group: ColumnGroup) -> pa.Table:
+    first = np.zeros(len(group.column), np.int32)
+    columns = [
+        pa.DictionaryArray.from_arrays(first, [group.parameter]),
+        pa.DictionaryArray.from_arrays(first, [group.axis]),
+        group.column.astype(np.int32),
+        *(_to_float32_bits(getattr(group, figure)) for figure in FIGURES),
+    ]
+    return pa.table(columns, schema=COLUMNS)
+
+
+def _to_float32_bits(figures: Floats) -> Floats:
+    """Rounded to the significand of float32, with the range of float64."""
+    bits = np.ascontiguousarray(figures, np.float64).view(np.int64)
+    return ((bits + (1 << (DROPPED - 1))) & -(1 << DROPPED)).view(np.float64)
