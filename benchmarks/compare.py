@@ -39,6 +39,8 @@ import wdecomp
 from wdecomp.comparison import running
 
 PEERS = Path(__file__).with_name("peers.py")
+# As users have it: a package is compiled when it is first imported, not at every start.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 DIRECT = 8 << 20  # bytes of one read past the page cache
 
 
@@ -68,6 +70,7 @@ def run(command: list[str], patience: float | None = None) -> float:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             timeout=patience,
+            env=ENVIRONMENT,
         )
     except subprocess.TimeoutExpired:
         return float("inf")

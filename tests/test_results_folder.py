@@ -196,6 +196,31 @@ def test_a_part_that_rots_between_two_sessions_is_made_again(
     assert _bytes(folder / "out") == _bytes(whole)
 
 
+@pytest.mark.parametrize("rotten", [False, True])
+def test_what_a_worker_had_written_when_it_was_killed_is_not_done_again(
+    rotten: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the writing of a part and its flush, in a thread of its own."""
+    folder, done = _inputs(tmp_path), []
+    arguments = (folder / "base", folder / "ft")
+    whole = wdecomp.compare(*arguments, out=folder / "whole").path
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "settle", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            wdecomp.compare(*arguments, out=folder / "out")
+    (draft,) = (folder / "out" / "parts").iterdir()
+    assert ".parquet.tmp-" in draft.name
+    if rotten:
+        _rot(draft, 60)
+    drafted = ResultsFolder.draft
+    monkeypatch.setattr(
+        ResultsFolder, "draft", lambda self, *unit: done.append(unit) or drafted(self, *unit)
+    )
+    wdecomp.compare(*arguments, out=folder / "out")
+    assert len(done) == rotten
+    assert _bytes(folder / "out") == _bytes(whole)
+
+
 @ROTTEN
 def test_a_part_that_rots_before_the_tables_are_made_is_named(
     at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

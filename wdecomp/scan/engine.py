@@ -1,9 +1,9 @@
-"""Runs units of work on local threads; each commits what it has found before it takes another.
+"""Runs units of work on local threads; one more waits for the disk to have their parts.
 
 The kernel, the reads and the products of an adapter's factors all release the interpreter, so
-threads use every core. Whoever waits trusts only what is in the results folder, and a process
-that is killed loses one unit for each of its workers. `scan/cluster.py` runs the same units on
-other machines.
+threads use every core. Whoever waits trusts only what is in the results folder. A worker writes
+what it has found before it takes another unit, so that a process that is killed loses one for each
+of its workers. `scan/cluster.py` runs the same units on other machines.
 """
 
 import os
@@ -52,6 +52,7 @@ def complete(
     unit: Unit,
     on_bytes: Callable[[int], None],
     on_more_bytes: Callable[[int], None] = lambda _: None,
+    settle: Callable[[Callable[[], None]], object] = lambda rest: rest(),
 ) -> None:
     """One unit from its tensors to its part in the folder; every engine ends here.
 
@@ -60,11 +61,12 @@ def complete(
         unit: what is to be done.
         on_bytes: told how many bytes more have been gone through.
         on_more_bytes: told how many of them have been gone through once more.
+        settle: does what makes the part durable, at once or beside what comes next.
     """
     with witnessed() as seen:
         part = scan_unit(work.plan, unit, work.options, on_bytes, on_more_bytes)
     work.inputs.vouch(part, seen, on_more_bytes)
-    work.folder.commit(unit.number, part)
+    settle(work.folder.draft(unit.number, part))
 
 
 def effort(plan: Plan, options: Options, number: int) -> int:
@@ -119,6 +121,17 @@ def run_units(
     stop, count = Event(), workers or os.cpu_count() or 1
     units = [plan.units[number] for number in (folder.pending() if numbers is None else numbers)]
     work = Work(plan, options, folder, Inputs(plan, options.checksums))
+    settled: list[Future[None]] = []
+
+    def settle(rest: Callable[[], None]) -> None:
+        settled.append(disk.submit(stopping, rest))
+
+    def stopping(rest: Callable[[], None]) -> None:
+        try:
+            rest()
+        except BaseException:
+            stop.set()
+            raise
 
     def report(nbytes: int) -> None:
         report_again(nbytes)
@@ -132,15 +145,18 @@ def run_units(
     with (
         threadpool_limits(limits=1),
         reading(plan, units, count, count) as gone_through,
+        ThreadPoolExecutor(1) as disk,
         ThreadPoolExecutor(count) as pool,
     ):
-        futures = [pool.submit(complete, work, unit, report, report_again) for unit in units]
+        futures = [
+            pool.submit(complete, work, unit, report, report_again, settle) for unit in units
+        ]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-    _raise_first(futures)
+    _raise_first(futures + settled)
     work.inputs.check()
 
 

@@ -8,7 +8,7 @@ import fcntl
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ def claimed(path: Path, plan: dict[str, Any], restart: bool) -> Iterator[None]:
         files.make_folder(path)
         with locked(path / ".lock", busy(path)):
             _adopt(path, plan, restart)
+            settle_drafts(path)
             _remove_temporary(path)
             remove_rotten(parts_of(path))
             files.sync(path)  # what a killed process had made and not come to flush
@@ -122,6 +123,19 @@ def _remove_temporary(path: Path) -> None:
     for child in path.rglob("*.tmp-*"):
         if TEMPORARY.fullmatch(child.name):
             child.unlink()
+
+
+def settle_drafts(path: Path, units: Callable[[int], bool] = lambda _: True) -> None:
+    """Parts that killed processes had finished and not come to flush: nothing of them is lost.
+
+    Args:
+        path: the results folder.
+        units: of which units nobody is at work.
+    """
+    for draft in sorted((path / "parts").glob("*.tmp-*")):
+        name = draft.name.rpartition(".tmp-")[0]
+        if PART.fullmatch(name) and TEMPORARY.fullmatch(draft.name) and units(unit_of(draft)):
+            files.settle(draft)
 
 
 def remove_rotten(parts: Iterable[Path]) -> None:

@@ -29,35 +29,90 @@ def commit(target: Path, write: Callable[[Path], None]) -> None:
 
 def commit_by_content(stem: Path, suffix: str, write: Callable[[Path], None]) -> Path:
     """A file whose name ends in a digest of its content, by `commit`; see `is_whole`."""
-    return _commit(stem, write, lambda path: stem.with_name(f"{stem.name}-{_mark(path)}{suffix}"))
+    return _commit(stem, write, lambda path: _by_content(stem, suffix, path))
+
+
+def draft_by_content(stem: Path, suffix: str, write: Callable[[Path], None]) -> Path:
+    """The same, without waiting for the disk: `settle` does that.
+
+    A draft survives the process, but not a power cut. Its name is what it will have, and more; so
+    whoever finds it can tell whether it is whole, and settle it.
+    """
+    return _commit(stem, write, lambda path: _temporary(_by_content(stem, suffix, path)), _move)
+
+
+def settle(draft: Path) -> Path:
+    """Makes a draft durable under its name.
+
+    Raises:
+        ResultsError: the disk is full, read-only or failing.
+    """
+    target = draft.with_name(draft.name.rpartition(".tmp-")[0])
+    with _committing(target):
+        _settle(draft, target)
+    return target
 
 
 def is_whole(file: Path) -> bool:
-    """Whether the content of a file by `commit_by_content` is what was written there.
+    """Whether the content of a file by `commit_by_content`, or of a draft, is what was written.
 
     Raises:
         ResultsError: it cannot be read.
     """
     with reading(file):
-        return file.stem.rpartition("-")[2] == _mark(file)
+        return file.name.partition(".")[0].rpartition("-")[2] == _mark(file)
 
 
-def _commit(aim: Path, write: Callable[[Path], None], named: Callable[[Path], Path]) -> Path:
-    temporary = aim.with_name(f"{aim.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
-    try:
+def _commit(
+    aim: Path,
+    write: Callable[[Path], None],
+    named: Callable[[Path], Path],
+    place: Callable[[Path, Path], None] | None = None,
+) -> Path:
+    temporary = _temporary(aim)
+    with _committing(aim), _removed(temporary):
         make_folder(aim.parent)
         write(temporary)
-        sync(temporary)
         target = named(temporary)
-        temporary.replace(target)
-        sync(target.parent)
+        (place or _settle)(temporary, target)
+    return target
+
+
+def _settle(temporary: Path, target: Path) -> None:
+    sync(temporary)
+    temporary.replace(target)
+    sync(target.parent)
+
+
+def _move(temporary: Path, target: Path) -> None:
+    temporary.replace(target)
+
+
+def _by_content(stem: Path, suffix: str, written: Path) -> Path:
+    return stem.with_name(f"{stem.name}-{_mark(written)}{suffix}")
+
+
+def _temporary(aim: Path) -> Path:
+    return aim.with_name(f"{aim.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
+
+
+@contextmanager
+def _committing(aim: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ResultsError(f"{aim}: cannot be written ({reason}).") from None
+
+
+@contextmanager
+def _removed(temporary: Path) -> Iterator[None]:
+    """Afterwards a file is not there."""
+    try:
+        yield
     finally:
         with suppress(OSError):  # a disk that fails fails here too; the next run removes it
             temporary.unlink(missing_ok=True)
-    return target
 
 
 def make_folder(path: Path) -> None:

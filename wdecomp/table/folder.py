@@ -48,7 +48,7 @@ class ResultsFolder:
     """
 
     def __init__(
-        self, path: Path, plan: dict[str, Any], placed: Callable[[Path], None] = lambda _: None
+        self, path: Path, plan: dict[str, Any], placed: Callable[[Path], None] | None = None
     ) -> None:
         self.path, self._placed = path, placed
         self._runs: list[tuple[str, int | None]] = [(r["run"], r["step"]) for r in plan["runs"]]
@@ -96,7 +96,24 @@ class ResultsFolder:
         self._parts[unit] = files.commit_by_content(
             self._part_stem(unit), ".parquet", lambda path: write_part(path, part)
         )
-        self._placed(self._parts[unit])
+        self._tell(self._parts[unit])
+
+    def draft(self, unit: int, part: Part) -> Callable[[], None]:
+        """Writes the part of one unit; what comes back makes it durable.
+
+        Between the two a process may be killed, and the next one finds it. What is to be sent
+        elsewhere is sent at once: its folder here goes with the process.
+        """
+        if self._placed is not None:
+            self.commit(unit, part)
+            return lambda: None
+        stem = self._part_stem(unit)
+        draft = files.draft_by_content(stem, ".parquet", lambda path: write_part(path, part))
+
+        def rest() -> None:
+            self._parts[unit] = files.settle(draft)
+
+        return rest
 
     def finish(self, fits: Callable[[Results], "pd.DataFrame"]) -> Results:
         """The final tables from the parts, then DONE.json; every step can be repeated."""
@@ -115,13 +132,17 @@ class ResultsFolder:
             files.sync(parent)  # a killed process may have made it and not come to this
         digests = {name: files.sha256(self.path / name) for name in ("run.json", *written)}
         files.commit_json(self.path / "DONE.json", {"sha256": digests})
-        self._placed(self.path / "DONE.json")
+        self._tell(self.path / "DONE.json")
         self.discard_parts()
         return Results(self.path)
 
     def discard_parts(self) -> None:
         """Removes the parts; the tables hold all that they said."""
         shutil.rmtree(self.path / "parts", ignore_errors=True)
+
+    def _tell(self, file: Path) -> None:
+        if self._placed is not None:
+            self._placed(file)
 
     def _part_stem(self, unit: int) -> Path:
         mark = hashlib.sha256(f"{self._digest}:{unit}".encode()).hexdigest()[:16]
@@ -180,12 +201,12 @@ class ResultsFolder:
                         writer.write_table(group)
 
         files.commit(self.path / name, write)
-        self._placed(self.path / name)
+        self._tell(self.path / name)
         return name
 
     def _commit_table(self, name: str, table: pa.Table) -> None:
         files.commit_table(self.path / name, table)
-        self._placed(self.path / name)
+        self._tell(self.path / name)
 
 
 @contextmanager
@@ -193,7 +214,7 @@ def open_folder(
     path: Path,
     plan: dict[str, Any],
     restart: bool,
-    placed: Callable[[Path], None] = lambda _: None,
+    placed: Callable[[Path], None] | None = None,
 ) -> Iterator[ResultsFolder]:
     """The results folder of a plan: new, or continued where the same plan was interrupted.
 
@@ -208,7 +229,8 @@ def open_folder(
             process is writing to it.
     """
     with claimed(path, plan, restart):
-        placed(path / "run.json")
+        if placed is not None:
+            placed(path / "run.json")
         yield ResultsFolder(path, plan, placed)
 
 

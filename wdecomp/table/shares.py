@@ -22,6 +22,7 @@ from wdecomp.table.claim import (
     locked,
     parts_of,
     remove_rotten,
+    settle_drafts,
     unit_of,
     writing,
 )
@@ -61,6 +62,7 @@ def shared(path: Path, plan: dict[str, Any], share: Share) -> Iterator[None]:
             _adopt_together(path, plan)
             files.make_folder(path / "parts")
             with locked(_lock_of(path, share), _taken(path, share)):
+                settle_drafts(path, lambda unit: bool(share.of([unit])))
                 remove_rotten(part for part in parts_of(path) if share.of([unit_of(part)]))
                 files.sync(path)
                 yield

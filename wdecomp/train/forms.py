@@ -101,7 +101,7 @@ class Activated(torch.autograd.Function):
                 norm = layer.kept_norm
             ctx.mark_non_differentiable(norm)
             rows, gain = hidden_rows(m, bias), m / norm
-        if gain is not None and on_weight(narrow, w0):
+        if gain is not None and on_weight(narrow, layer.shape):
             column = gain.unsqueeze(1)
             y = _linear(x, w0 * column, bias)
             y.view(-1, y.shape[-1]).addmm_(narrow, (b * column).T, alpha=s)
@@ -128,13 +128,17 @@ class Activated(torch.autograd.Function):
         layer: AdaptedLayer = ctx.layer
         s, shape = layer.adapter.scaling, seen.shape
         seen, gy = seen.reshape(-1, shape[-1]), gy.reshape(-1, gy.shape[-1])
-        dx, d_dropped, dm, c = None, None, None, None
+        dx, d_dropped, dm, c, h, column = None, None, None, None, gy, None
         if m is None:
             hb, db = gy @ b, gy.T @ narrow
         else:
             gw, dm = _of_magnitude(gy, y, layer.bias, m, norm, rows, z)
-            column = gain.unsqueeze(1)
-            hb, db = gy @ (b * column), (gy.T @ narrow).mul_(column)
+            if on_weight(gy, layer.shape):
+                column = gain.unsqueeze(1)
+                hb, db = gy @ (b * column), (gy.T @ narrow).mul_(column)
+            else:
+                h = gy * gain
+                hb, db = h @ b, h.T @ narrow
             if va is not None:
                 c = (gw / norm.square()).unsqueeze(1)
         da = hb.T @ seen
@@ -145,10 +149,7 @@ class Activated(torch.autograd.Function):
             da.sub_(cb @ w0).addmm_(cb @ b, a, alpha=-s)
             db -= c * va
         if ctx.needs_input_grad[0]:
-            if m is None:
-                dx = gy @ w0
-            else:
-                dx = gy @ (w0 * column) if on_weight(gy, w0) else (gy * gain) @ w0
+            dx = h @ w0 if column is None else gy @ (w0 * column)
             dx = (dx if ctx.drops else dx.addmm_(hb, a, alpha=s)).view(shape)
         if ctx.needs_input_grad[1]:
             d_dropped = (hb @ a).mul_(s).view(shape)
@@ -164,9 +165,9 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def on_weight(rows: Tensor, w0: Tensor) -> bool:
+def on_weight(rows: Tensor, shape: tuple[int, ...]) -> bool:
     """Whether g is cheaper to put on the weight than on the outputs of so many tokens."""
-    return len(rows) > w0.shape[1]
+    return len(rows) > shape[1]
 
 
 def factored_norm(
