@@ -23,19 +23,22 @@ from wdecomp.scan import engine
 from wdecomp.table import ResultsFolder
 
 scan = engine.__dict__.setdefault("scan", engine.scan_unit)  # Dask loads this more than once
-commit = ResultsFolder.__dict__.get("committed") or ResultsFolder.commit
-ResultsFolder.committed = commit
+draft = ResultsFolder.__dict__.get("drafted") or ResultsFolder.draft
+ResultsFolder.drafted = draft
 
 def slow_scan(*arguments):
     time.sleep(float({slow!r}))
     return scan(*arguments)
 
-def told_commit(folder, unit, part):
-    commit(folder, unit, part)
-    with Path({log!r}).open("a") as log:
-        log.write(folder._parts[unit].name + chr(10))
+def told_draft(folder, unit, part):
+    rest = draft(folder, unit, part)
+    def told():
+        rest()
+        with Path({log!r}).open("a") as log:
+            log.write(folder._parts[unit].name + chr(10))
+    return told
 
-engine.scan_unit, ResultsFolder.commit = slow_scan, told_commit
+engine.scan_unit, ResultsFolder.draft = slow_scan, told_draft
 """
 
 

@@ -203,13 +203,14 @@ def test_an_input_that_changes_during_the_run_is_refused_by_name(
 def test_a_change_after_all_was_read_is_noticed_before_the_tables_are_made(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, commit = folder / "ft" / "model.safetensors", ResultsFolder.commit
+    file, draft = folder / "ft" / "model.safetensors", ResultsFolder.draft
 
-    def late(opened: ResultsFolder, number: int, part: Part) -> None:
-        commit(opened, number, part)
+    def late(opened: ResultsFolder, number: int, part: Part) -> Callable[[], None]:
+        rest = draft(opened, number, part)
         _touch_nothing_but_bytes(file)
+        return rest
 
-    monkeypatch.setattr(ResultsFolder, "commit", late)
+    monkeypatch.setattr(ResultsFolder, "draft", late)
     with pytest.raises(CheckpointError, match="was changed or replaced"):
         _compare(folder)
     assert not (folder / "out" / "modules.parquet").exists()
@@ -277,16 +278,16 @@ def test_a_file_that_was_another_in_an_earlier_session_is_found(
     paths = [folder / name for name in ("base", "ft", "lora")]
     monkeypatch.setattr(plan, "UNIT_BYTES", 1)
     monkeypatch.setattr(asked, "sample_sha256", lambda *_: None)
-    commit, commits = ResultsFolder.commit, []
+    draft, drafted = ResultsFolder.draft, []
 
-    def some(opened: ResultsFolder, number: int, part: Part) -> None:
-        if len(commits) == 4:
+    def some(opened: ResultsFolder, number: int, part: Part) -> Callable[[], None]:
+        if len(drafted) == 4:
             raise KeyboardInterrupt
-        commits.append(number)
-        commit(opened, number, part)
+        drafted.append(number)
+        return draft(opened, number, part)
 
     with monkeypatch.context() as patched:
-        patched.setattr(ResultsFolder, "commit", some)
+        patched.setattr(ResultsFolder, "draft", some)
         with pytest.raises(KeyboardInterrupt):
             wdecomp.compare(*paths, out=folder / "out", workers=1, checksums=True)
     file = folder / "ft" / "model.safetensors"
