@@ -17,9 +17,10 @@ def transport_of(address: Address) -> Transport:
     try:
         return _opened(address)
     except ImportError as error:
+        lacking = f" ({error.name})" if error.name else ""
         raise MissingExtraError(
-            f"{address}: is not on this disk, and the packages that reach it are not installed "
-            f"({error.name}). Install them: pip install 'wdecomp[{extra}]'"
+            f"{address}: is not on this disk, and the packages that reach it are not "
+            f"installed{lacking}. Install them: pip install 'wdecomp[{extra}]'"
         ) from None
 
 
