@@ -73,7 +73,10 @@ def work(
             opened.discard_parts()
             return
         for unit in opened.pending():
-            opened.commit(unit, part(unit))
+            if unit == 1:  # as threads do it; the others as workers of a cluster
+                opened.draft(unit, part(unit))()
+            else:
+                opened.commit(unit, part(unit))
             told(unit)
         opened.finish(fits)
 
@@ -224,7 +227,7 @@ def without(step: str | None) -> Iterator[None]:
         yield
     elif step == "rename":
 
-        def in_place(aim: Path, write: Callable[[Path], None], named: Any) -> Path:
+        def in_place(aim: Path, write: Callable[[Path], None], named: Any, *_: Any) -> Path:
             files.make_folder(aim.parent)
             aside = Path(tempfile.mkdtemp()) / aim.name
             write(aside)
