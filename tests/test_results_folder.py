@@ -1,5 +1,6 @@
 """A results folder survives crashes, refuses what is not its own, and loses nothing."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -219,6 +220,22 @@ def test_what_a_worker_had_written_when_it_was_killed_is_not_done_again(
     wdecomp.compare(*arguments, out=folder / "out")
     assert len(done) == rotten
     assert _bytes(folder / "out") == _bytes(whole)
+
+
+def test_after_a_flush_that_failed_nothing_is_left_to_be_taken_for_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, sync = _inputs(tmp_path), files.sync
+
+    def failing(path: Path) -> None:
+        if ".parquet.tmp-" in path.name:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(path)
+
+    monkeypatch.setattr(files, "sync", failing)
+    with pytest.raises(ResultsError, match=r"cannot be written \(Input/output error\)"):
+        wdecomp.compare(folder / "base", folder / "ft", out=folder / "out")
+    assert not list((folder / "out" / "parts").iterdir())
 
 
 @ROTTEN

@@ -36,46 +36,34 @@ def draft_by_content(stem: Path, suffix: str, write: Callable[[Path], None]) -> 
     """The same, without waiting for the disk: `settle` does that.
 
     A draft survives the process, but not a power cut. Its name is what it will have, and more; so
-    whoever finds it can tell whether it is whole, and settle it.
+    whoever finds it can settle it and then tell whether it is whole.
     """
-    return _commit(stem, write, lambda path: _temporary(_by_content(stem, suffix, path)), _move)
+    return _commit(
+        stem, write, lambda path: _temporary(_by_content(stem, suffix, path)), Path.replace
+    )
 
 
 def settle(draft: Path) -> Path:
     """Makes a draft durable under its name.
 
     Raises:
-        ResultsError: the disk is full, read-only or failing.
+        ResultsError: the disk is full, read-only or failing. The draft is gone then: after a flush
+            that failed, what can still be read of it may not be on the disk.
     """
     target = draft.with_name(draft.name.rpartition(".tmp-")[0])
-    with _committing(target):
+    with _committing(target), _removed(draft):
         _settle(draft, target)
     return target
 
 
 def is_whole(file: Path) -> bool:
-    """Whether the content of a file by `commit_by_content`, or of a draft, is what was written.
+    """Whether the content of a file by `commit_by_content` is what was written there.
 
     Raises:
         ResultsError: it cannot be read.
     """
     with reading(file):
-        return file.name.partition(".")[0].rpartition("-")[2] == _mark(file)
-
-
-def _commit(
-    aim: Path,
-    write: Callable[[Path], None],
-    named: Callable[[Path], Path],
-    place: Callable[[Path, Path], None] | None = None,
-) -> Path:
-    temporary = _temporary(aim)
-    with _committing(aim), _removed(temporary):
-        make_folder(aim.parent)
-        write(temporary)
-        target = named(temporary)
-        (place or _settle)(temporary, target)
-    return target
+        return file.stem.rpartition("-")[2] == _mark(file)
 
 
 def _settle(temporary: Path, target: Path) -> None:
@@ -84,8 +72,19 @@ def _settle(temporary: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def _move(temporary: Path, target: Path) -> None:
-    temporary.replace(target)
+def _commit(
+    aim: Path,
+    write: Callable[[Path], None],
+    named: Callable[[Path], Path],
+    place: Callable[[Path, Path], object] = _settle,
+) -> Path:
+    temporary = _temporary(aim)
+    with _committing(aim), _removed(temporary):
+        make_folder(aim.parent)
+        write(temporary)
+        target = named(temporary)
+        place(temporary, target)
+    return target
 
 
 def _by_content(stem: Path, suffix: str, written: Path) -> Path:
