@@ -1,7 +1,6 @@
 """How much is asked for, how often, and how much of it at a time."""
 
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from builders import moved, write_full
 from safetensors.torch import save_file
-from servers.folders import Servers, large_folders, serving
+from servers.folders import Servers, large_folders, served
 
 import wdecomp
 from wdecomp.adapter import read_adapter
@@ -22,12 +21,7 @@ from wdecomp.scan import ahead as scan_ahead
 KINDS = ("http", "s3", "hf")
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    root = tmp_path_factory.mktemp("served")
-    large_folders(root)
-    with serving(root) as running:
-        yield running
+servers = served(large_folders)
 
 
 @pytest.fixture(autouse=True)

@@ -2,14 +2,13 @@
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from builders import moved, tiny_llama, write_full
-from servers.folders import TOKEN, Servers, serving, small_folders
+from servers.folders import TOKEN, Servers, served, small_folders
 from servers.tally import Asked, always, times
 
 import wdecomp
@@ -22,12 +21,7 @@ KINDS = ("http", "s3", "hf")
 SECRETS = (TOKEN, "very-secret-key", "AKIAEXAMPLE", "s3cret")
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    root = tmp_path_factory.mktemp("served")
-    small_folders(root)
-    with serving(root) as running:
-        yield running
+servers = served(small_folders)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Addresses, paths, intervals and stores, each by itself."""
 
 import pickle
-from collections.abc import Iterator
 from copy import copy
 from pathlib import Path
 from unittest import mock
@@ -14,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
-from servers.folders import Servers, serving, small_folders
+from servers.folders import Servers, served, small_folders
 
 from wdecomp.checkpoint import Matrix, MatrixReader, check_unchanged, open_checkpoint, spans, whole
 from wdecomp.errors import CheckpointError
@@ -37,12 +36,7 @@ from wdecomp.remote.buckets import Bucket
 FILE = RemotePath("s3://bucket/a/model.safetensors")
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    root = tmp_path_factory.mktemp("served")
-    small_folders(root)
-    with serving(root) as running:
-        yield running
+servers = served(small_folders)
 
 
 def test_a_path_is_its_url_whatever_is_done_to_it() -> None:

@@ -1,7 +1,6 @@
 """What is elsewhere is compared as if it were here: the same tables, whatever server gives it."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,7 +10,7 @@ import pytest
 import torch
 from builders import moved, tiny_llama, write_full
 from safetensors.torch import load_file
-from servers.folders import TOKEN, Servers, serving, small_folders
+from servers.folders import TOKEN, Servers, served, small_folders
 from servers.hub import Hub, commit
 from servers.web import Handler
 
@@ -25,12 +24,7 @@ KINDS = ("http", "s3", "hf")
 NAMES = ("org/base", "org/ft", "org/lora")
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    root = tmp_path_factory.mktemp("served")
-    small_folders(root)
-    with serving(root) as running:
-        yield running
+servers = served(small_folders)
 
 
 @pytest.fixture(autouse=True)

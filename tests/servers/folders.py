@@ -1,12 +1,14 @@
 """Checkpoints for servers to give, and one way to name them at each server."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from builders import low_rank, moved, tiny_llama, write_adapter, write_full
 
@@ -96,3 +98,16 @@ def large_folders(root: Path) -> None:
     write_full(root / "org/ft", tuned, shards=2)
     matrices = {k: v for k, v in tensors.items() if v.ndim == 2}
     write_adapter(root / "org/lora", low_rank(matrices))
+
+
+def served(write: Callable[[Path], object]) -> Any:
+    """A fixture for a module: all servers, giving the folders that `write` makes."""
+
+    @pytest.fixture(scope="module", name="servers")
+    def running_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+        root = tmp_path_factory.mktemp("served")
+        write(root)
+        with serving(root) as running:
+            yield running
+
+    return running_all
