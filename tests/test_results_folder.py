@@ -213,7 +213,13 @@ def test_what_a_worker_had_written_when_it_was_killed_is_not_done_again(
     assert ".parquet.tmp-" in draft.name
     if rotten:
         _rot(draft, 60)
-    drafted = ResultsFolder.draft
+    drafted, settle = ResultsFolder.draft, files.settle
+
+    def settled(draft: Path) -> Path:
+        assert files.is_whole(draft)  # no name before its content, not for a moment
+        return settle(draft)
+
+    monkeypatch.setattr(files, "settle", settled)
     monkeypatch.setattr(
         ResultsFolder, "draft", lambda self, *unit: done.append(unit) or drafted(self, *unit)
     )

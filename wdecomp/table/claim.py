@@ -135,7 +135,10 @@ def settle_drafts(path: Path, units: Callable[[int], bool] = lambda _: True) -> 
     for draft in sorted((path / "parts").glob("*.tmp-*")):
         name = draft.name.rpartition(".tmp-")[0]
         if PART.fullmatch(name) and TEMPORARY.fullmatch(draft.name) and units(unit_of(draft)):
-            files.settle(draft)
+            if files.is_whole(draft):  # after a power cut it may not be
+                files.settle(draft)
+            else:
+                draft.unlink()
 
 
 def remove_rotten(parts: Iterable[Path]) -> None:

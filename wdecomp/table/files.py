@@ -36,7 +36,7 @@ def draft_by_content(stem: Path, suffix: str, write: Callable[[Path], None]) -> 
     """The same, without waiting for the disk: `settle` does that.
 
     A draft survives the process, but not a power cut. Its name is what it will have, and more; so
-    whoever finds it can settle it and then tell whether it is whole.
+    whoever finds it can tell whether it is whole, and settle it.
     """
     return _commit(
         stem, write, lambda path: _temporary(_by_content(stem, suffix, path)), Path.replace
@@ -57,13 +57,13 @@ def settle(draft: Path) -> Path:
 
 
 def is_whole(file: Path) -> bool:
-    """Whether the content of a file by `commit_by_content` is what was written there.
+    """Whether the content of a file by `commit_by_content`, or of a draft, is what was written.
 
     Raises:
         ResultsError: it cannot be read.
     """
     with reading(file):
-        return file.stem.rpartition("-")[2] == _mark(file)
+        return file.name.partition(".")[0].rpartition("-")[2] == _mark(file)
 
 
 def _settle(temporary: Path, target: Path) -> None:
