@@ -1,9 +1,12 @@
 """How much is asked for, how often, and how much of it at a time."""
 
 import time
+from collections.abc import Iterator
 from itertools import pairwise
+from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from builders import moved, write_full
@@ -12,7 +15,15 @@ from servers.folders import Servers, large_folders, served
 
 import wdecomp
 from wdecomp.adapter import read_adapter
-from wdecomp.checkpoint import open_checkpoint
+from wdecomp.checkpoint import (
+    Matrix,
+    MatrixReader,
+    Rectangle,
+    StoredTensor,
+    open_checkpoint,
+    read_matrix,
+    whole,
+)
 from wdecomp.checkpoint.header import FIRST_BYTES
 from wdecomp.inputs import named_path
 from wdecomp.remote import Wanted, ahead, fetched_ahead, kept, read_into, remote_path
@@ -138,6 +149,19 @@ def test_what_a_plan_has_twice_is_fetched_once(
     assert len(servers.web.tally.ranges()) == 3
 
 
+def test_what_was_taken_makes_room(servers: Servers) -> None:
+    wanted = _wanted(servers, 3)
+    servers.calm()
+    plan = (each for one in wanted for each in (one, None))
+    with fetched_ahead(plan, 1 << 20):
+        for count, each in enumerate(wanted, 1):
+            until = time.monotonic() + 20
+            while len(servers.web.tally.ranges()) < count and time.monotonic() < until:
+                time.sleep(0.001)
+            assert len(servers.web.tally.ranges()) == count
+            _read(each)
+
+
 def test_what_nobody_comes_for_is_dropped_in_the_end(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +179,108 @@ def test_what_nobody_comes_for_is_dropped_in_the_end(
             time.sleep(0.01)
     assert asked[0] == 0
     assert len(asked) >= 4  # it went on after the first was given up
+
+
+def _once_asked(servers: Servers, go: Event, count: int) -> None:
+    """Lets a plan go on, until the server has been asked so often."""
+    go.set()
+    while len(servers.web.tally.ranges()) < count:
+        time.sleep(0.001)
+
+
+def _waiting(go: Event, *wanted: Wanted) -> Iterator[Wanted | None]:
+    go.wait(30)
+    yield from (*wanted, None)
+
+
+def test_what_a_plan_asks_for_in_this_moment_is_not_asked_for_twice(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a reader has looked for its bytes, and before it says that it will fetch them."""
+    (wanted,), go = _wanted(servers, 1), Event()
+    servers.calm()
+    monkeypatch.setattr(ahead.tiny, "take", lambda *_: _once_asked(servers, go, 1) or 0)
+    content = (servers.root / "org/base/model-00001-of-00002.safetensors").read_bytes()
+    with fetched_ahead(_waiting(go, wanted), 1 << 20):
+        assert _read(wanted) == content[: 1 << 20]
+    assert len(servers.web.tally.ranges()) == 1
+
+
+def test_what_came_before_its_plan_is_there_for_who_reads_it_again(servers: Servers) -> None:
+    """An adapter's factors: read for their product, and once more for what is said of them."""
+    (wanted,), go = _wanted(servers, 1), Event()
+    servers.calm()
+    with fetched_ahead(_waiting(go, wanted), 1 << 20):
+        first = _read(wanted)
+        go.set()
+        assert _read(wanted) == first
+    assert len(servers.web.tally.ranges()) == 1
+
+
+def test_a_range_ends_where_a_plan_has_just_asked_for_more(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a reader has seen how far its range may go, and before it says that it goes there."""
+    (wanted, after), go = _wanted(servers, 2), Event()
+    servers.calm()
+    next_start = ahead._Ahead.next_start
+
+    def seen(*where: Any) -> int:
+        found = next_start(*where)
+        _once_asked(servers, go, 1)
+        return found
+
+    monkeypatch.setattr(ahead._Ahead, "next_start", seen)
+    with fetched_ahead(_waiting(go, after), 1 << 20):
+        into = memoryview(bytearray(1 << 20))
+        read_into(wanted.file, 0, into, limit=4 << 20)
+    spans = sorted(a.span for a in servers.web.tally.ranges() if a.span)
+    assert spans == [(0, 1 << 20), (1 << 20, 2 << 20)]
+
+
+def test_what_was_fetched_is_seen_where_it_lies(servers: Servers) -> None:
+    """As far as it came in one range; across two it is copied; both are what a local file has."""
+    name, blocks = "model.layers.0.self_attn.q_proj.weight", []
+    here, there = (
+        Matrix(open_checkpoint(named_path(each)).tensors[name], input_first=False)
+        for each in (str(servers.root / "org/base"), servers.url("http", "org/base"))
+    )
+    tensor, (rows, columns) = there.tensor, there.shape
+    assert isinstance(tensor, StoredTensor)
+    cut = tensor.offset + tensor.nbytes * 3 // 8
+    ranges = [(tensor.offset, cut), (cut, tensor.offset + tensor.nbytes)]
+    plan = iter([item for span in ranges for item in (Wanted(tensor.file, *span), None)])
+    with fetched_ahead(plan, 1 << 20), MatrixReader(there) as reader, MatrixReader(here) as local:
+        for top in range(0, rows, rows // 4):
+            at = Rectangle(slice(top, top + rows // 4), slice(0, columns))
+            block = reader.read(at)
+            np.testing.assert_array_equal(block, local.read(at))
+            blocks.append(block.flags.writeable)
+    assert blocks == [False, True, False, False]
+
+
+def test_what_cannot_be_seen_aligned_is_copied(servers: Servers) -> None:
+    """A range may begin anywhere: compiled code takes no numbers at odd addresses."""
+    file = remote_path(servers.url("http", "org/base/model-00001-of-00002.safetensors"))
+    tensor = StoredTensor("x", "BF16", (512, 1024), file, 3, 1 << 20)
+    with fetched_ahead(iter([Wanted(file, 0, 2 << 20), None]), 1 << 20):
+        found = read_matrix(Matrix(tensor, input_first=False))
+        with MatrixReader(Matrix(tensor, input_first=False)) as reader:
+            seen = reader.read(whole(tensor.shape))
+            assert seen.flags.aligned
+            np.testing.assert_array_equal(seen, found)
+
+
+@pytest.mark.parametrize(("kind", "looks"), [("http", 2), ("s3", 1)])
+def test_files_whose_ranges_are_pinned_are_looked_at_again_once(
+    servers: Servers, kind: str, looks: int
+) -> None:
+    """Not for each unit: every range was asked for by the etag, or came with it."""
+    _compared(servers, kind, "org/base", "org/ft", workers=1)
+    heads = [a.path for a in servers.tally(kind).asked if a.method == "HEAD"]
+    shards = [path for path in heads if path.endswith(".safetensors") and "-of-" in path]
+    assert shards
+    assert all(shards.count(path) == looks for path in shards)  # a bucket was listed first
 
 
 def test_a_header_is_one_request_and_a_long_one_two(servers: Servers) -> None:

@@ -90,9 +90,9 @@ class ChangeReader:
         return None
 
     @property
-    def wants_whole_rows(self) -> bool:
-        """Always: what is formed should not leave the cache before it is used."""
-        return True
+    def sight(self) -> int:
+        """None: what is formed should not leave the cache before it is used."""
+        return 0
 
     def beside(self, base: Array, at: Rectangle) -> Array:
         """ΔW of a rectangle, (outputs, inputs), laid out in memory as `base` is where it can be."""
@@ -198,9 +198,9 @@ class OtherBaseReader:
         self._base.__exit__()
 
     @property
-    def wants_whole_rows(self) -> bool:
-        """Whether its base or its change does."""
-        return self._base.wants_whole_rows or self._change.wants_whole_rows
+    def sight(self) -> int:
+        """None, likewise."""
+        return 0
 
     def beside(self, base: Array, at: Rectangle) -> Array:
         """The tuned weights of a rectangle; what the compared base holds there does not matter."""

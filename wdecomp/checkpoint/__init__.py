@@ -1,11 +1,18 @@
 """A checkpoint as an index of named matrices, read by row blocks."""
 
 from wdecomp.checkpoint.container import is_adapter, is_there, open_checkpoint
-from wdecomp.checkpoint.elements import LoadedTensor, PlainTensor, open_elements, read_whole
+from wdecomp.checkpoint.elements import (
+    EVERYTHING,
+    LoadedTensor,
+    PlainTensor,
+    open_elements,
+    read_whole,
+)
 from wdecomp.checkpoint.fingerprint import (
     Span,
     check_unchanged,
     crc32,
+    is_pinned,
     sample_sha256,
     witnessed,
 )
@@ -29,6 +36,7 @@ from wdecomp.checkpoint.steps import STEP, runs_under, steps_of, weights_beside_
 
 __all__ = [
     "BLOCK_BYTES",
+    "EVERYTHING",
     "STEP",
     "Checkpoint",
     "Header",
@@ -49,6 +57,7 @@ __all__ = [
     "crc32",
     "cut",
     "is_adapter",
+    "is_pinned",
     "is_there",
     "open_checkpoint",
     "open_elements",

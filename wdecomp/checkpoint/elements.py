@@ -5,6 +5,7 @@ Whatever stands above (matrices, factors, decoders of quantised weights) asks fo
 not know which.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from wdecomp.checkpoint.header import StoredTensor
 from wdecomp.checkpoint.mapping import LEAST, Window, window_bytes
 from wdecomp.dtypes import RAW, Array
 from wdecomp.errors import CheckpointError
-from wdecomp.remote import OtherContentError, RemotePath, read_into
+from wdecomp.remote import RANGE, OtherContentError, RemotePath, read_into, view_of
+
+EVERYTHING = sys.maxsize  # bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +57,8 @@ class Elements(Protocol):
         ...
 
     @property
-    def viewable(self) -> bool:
-        """Whether `view` has something to show."""
+    def sight(self) -> int:
+        """Bytes that `view` may show at a time, `EVERYTHING` or some; 0 where all are copied."""
         ...
 
     def view(self, first: int, count: int) -> Array | None:
@@ -110,8 +113,8 @@ class _InMemory:
         into[:] = self.tensor.numbers[first : first + into.size]
 
     @property
-    def viewable(self) -> bool:
-        return True
+    def sight(self) -> int:
+        return EVERYTHING
 
     def view(self, first: int, count: int) -> Array:
         return self.tensor.numbers[first:]
@@ -124,9 +127,29 @@ class _Elsewhere:
 
     def fill(self, into: Array, first: int) -> None:
         start, stop = self.tensor.offset, self.tensor.offset + self.tensor.nbytes
-        try:
+        with self._explaining():
             start += first * into.itemsize
             read_into(self.file, start, into.view(np.uint8).data, stop)
+
+    @property
+    def sight(self) -> int:
+        return RANGE if self.tensor.nbytes >= LEAST else 0
+
+    def view(self, first: int, count: int) -> Array | None:
+        """What lies within one of the ranges that were fetched."""
+        if not self.sight:
+            return None
+        dtype = np.dtype(RAW[self.tensor.dtype])
+        with self._explaining():
+            start = self.tensor.offset + first * dtype.itemsize
+            found = view_of(self.file, start, count * dtype.itemsize)
+        numbers = None if found is None else np.frombuffer(found, dtype)
+        return numbers if numbers is not None and numbers.flags.aligned else None
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
         except OtherContentError as error:
             raise CheckpointError(
                 f"{self.file}: {error.strerror}. Give the same command again when it is complete."
@@ -135,13 +158,6 @@ class _Elsewhere:
             raise CheckpointError(
                 f"{self.file}: tensor {self.tensor.name!r} cannot be read ({error.strerror})."
             ) from None
-
-    @property
-    def viewable(self) -> bool:
-        return False
-
-    def view(self, first: int, count: int) -> None:
-        return None
 
 
 class _InFile:
@@ -162,13 +178,13 @@ class _InFile:
             raise self._unreadable(error.strerror) from None
 
     @property
-    def viewable(self) -> bool:
+    def sight(self) -> int:
         tensor = self._tensor
         aligned = tensor.offset % np.dtype(RAW[tensor.dtype]).itemsize == 0
-        return window_bytes() > 0 and tensor.nbytes >= LEAST and aligned
+        return EVERYTHING if window_bytes() > 0 and tensor.nbytes >= LEAST and aligned else 0
 
     def view(self, first: int, count: int) -> Array | None:
-        if not self.viewable:
+        if not self.sight:
             return None
         tensor, dtype = self._tensor, np.dtype(RAW[self._tensor.dtype])
         self.check()

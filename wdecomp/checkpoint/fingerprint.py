@@ -79,6 +79,11 @@ def check_unchanged(shards: "Collection[ShardFile]") -> None:
             raise _changed(shard.path)
 
 
+def is_pinned(shard: "ShardFile") -> bool:
+    """Whether no byte of another content can have been read: its ranges are asked for by etag."""
+    return isinstance(shard.path, RemotePath) and bool(shard.etag) and shard.path.store.pins
+
+
 def _check_elsewhere(shard: "ShardFile") -> None:
     """One request; none where nothing can change."""
     file = shard.path

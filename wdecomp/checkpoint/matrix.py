@@ -118,15 +118,24 @@ class Matrix:
             widest: how much of a row as it is stored a piece may have; all of it if None.
         """
         rows, columns = reversed(shape) if self.input_first else shape
-        fit = max(block_bytes * 8 // BITS.get(self.dtype, DECODED_BITS), 1)
-        width = min(columns, fit, widest or columns)
-        height = max(fit // max(width, 1), 1)
-        height -= height % ROWS_TOGETHER if height > ROWS_TOGETHER else 0
+        height, width = self._block_shape(columns, block_bytes, widest)
         for top in range(0, rows, height):
             for left in range(0, columns, width):
                 stored_rows = slice(top, min(top + height, rows))
                 stored_columns = slice(left, min(left + width, columns))
                 yield self._oriented(stored_rows, stored_columns)
+
+    def height(self, block_bytes: int) -> int:
+        """How many rows, as they are stored, a piece of so many bytes has that has whole ones."""
+        return self._block_shape(self.stored_shape[1], block_bytes)[0]
+
+    def _block_shape(
+        self, columns: int, block_bytes: int, widest: int | None = None
+    ) -> tuple[int, int]:
+        fit = max(block_bytes * 8 // BITS.get(self.dtype, DECODED_BITS), 1)
+        width = min(columns, fit, widest or columns)
+        height = max(fit // max(width, 1), 1)
+        return height - (height % ROWS_TOGETHER if height > ROWS_TOGETHER else 0), width
 
     def _oriented(self, rows: slice, columns: slice) -> Rectangle:
         return Rectangle(columns, rows) if self.input_first else Rectangle(rows, columns)
@@ -174,10 +183,10 @@ class MatrixReader:
         return self.read(at)
 
     @property
-    def wants_whole_rows(self) -> bool:
-        """Whether parts of the stored rows are slower to come by than whole ones."""
+    def sight(self) -> int:
+        """Bytes of the matrix that are seen where they lie, at a time; 0 where all are copied."""
         together = self.matrix.picked is None or _is_run(self.matrix.picked)
-        return not together or self._copied or not self._rows.viewable
+        return self._rows.sight if together and not self._copied else 0
 
     def _view(self, rows: slice, columns: slice) -> Array | None:
         return None if self._copied else self._rows.view(rows, columns)

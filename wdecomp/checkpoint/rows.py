@@ -22,8 +22,8 @@ class Rows(Protocol):
         ...
 
     @property
-    def viewable(self) -> bool:
-        """Whether `view` has something to show."""
+    def sight(self) -> int:
+        """Bytes that `view` may show at a time, `EVERYTHING` or some; 0 where all are copied."""
         ...
 
     def view(self, rows: slice, columns: slice) -> Array | None:
@@ -65,8 +65,8 @@ class _Plain:
             self._elements.fill(row, self._first + (top + i) * self._width + left)
 
     @property
-    def viewable(self) -> bool:
-        return self._elements.viewable
+    def sight(self) -> int:
+        return self._elements.sight
 
     def view(self, rows: slice, columns: slice) -> Array | None:
         start, stop = rows.start - self._top, rows.stop - self._top
@@ -95,8 +95,8 @@ class _Decoded:
         into[:] = rows[:, left : left + width]
 
     @property
-    def viewable(self) -> bool:
-        return False
+    def sight(self) -> int:
+        return 0
 
     def view(self, rows: slice, columns: slice) -> None:
         return None

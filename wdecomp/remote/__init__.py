@@ -4,7 +4,7 @@ A `Store` reads ranges of bytes and writes whole files; a `RemotePath` is a file
 for those who know only paths; `ahead` has fetched what will be wanted next.
 """
 
-from wdecomp.remote.ahead import Wanted, fetched_ahead, read_into
+from wdecomp.remote.ahead import RANGE, Wanted, fetched_ahead, read_into, view_of
 from wdecomp.remote.naming import located, remote_path
 from wdecomp.remote.path import RemotePath
 from wdecomp.remote.store import Store, at_once, store_of
@@ -13,6 +13,7 @@ from wdecomp.remote.transport import Entry, OtherContentError
 from wdecomp.remote.urls import is_hub_id, is_url, parsed
 
 __all__ = [
+    "RANGE",
     "Entry",
     "OtherContentError",
     "RemotePath",
@@ -28,4 +29,5 @@ __all__ = [
     "remember",
     "remote_path",
     "store_of",
+    "view_of",
 ]

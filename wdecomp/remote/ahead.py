@@ -14,6 +14,8 @@ from operator import itemgetter
 from threading import Condition, Event, Lock, Thread
 from typing import NamedTuple
 
+import numpy as np
+
 from wdecomp.remote import tiny
 from wdecomp.remote.blocks import Block, Blocks, Spans
 from wdecomp.remote.kept import Kept
@@ -57,6 +59,20 @@ def fetched_ahead(plan: Iterator[Wanted | None], memory: int) -> Iterator[None]:
         ahead.stop()
 
 
+def view_of(file: RemotePath, start: int, length: int) -> memoryview | None:
+    """Bytes of a file where they lie in memory, or will in a moment; None if they are to be copied.
+
+    Args:
+        file: where they are.
+        start: of the first one.
+        length: how many.
+
+    Raises:
+        OSError: they cannot be had.
+    """
+    return _there(file, start, most=length, least=length)
+
+
 def read_into(file: RemotePath, start: int, into: memoryview, limit: int) -> None:
     """Fills `into` with the bytes of a file from `start` on.
 
@@ -70,12 +86,14 @@ def read_into(file: RemotePath, start: int, into: memoryview, limit: int) -> Non
         OSError: they cannot be had.
     """
     while into:
-        for source in _sources():
-            count = source.take(file, start, into)
-            if count:
-                break
-        else:
-            count = tiny.take(file, start, into) or _fetched(file, start, into, limit)
+        found = _there(file, start, len(into))
+        if found is None:
+            count = tiny.take(file, start, into)
+            found = None if count else _fetched(file, start, len(into), limit)
+        if found is not None:
+            count = len(found)
+            # By numpy, which lets go of the interpreter, so that others may fetch meanwhile.
+            np.frombuffer(into, np.uint8)[:count] = np.frombuffer(found, np.uint8)
         start, into = start + count, into[count:]
 
 
@@ -89,22 +107,32 @@ def _sources() -> "list[_Ahead | Kept]":
     return [*_running, _kept]
 
 
-def _fetched(file: RemotePath, start: int, into: memoryview, limit: int) -> int:
+def _there(file: RemotePath, start: int, most: int, least: int = 1) -> memoryview | None:
+    """The bytes from `start` on that have come or are on their way, `least` to `most` of them."""
+    for source in _sources():
+        found = source.take(file, start, most, least)
+        if found is not None:
+            return found
+    return None
+
+
+def _fetched(file: RemotePath, start: int, count: int, limit: int) -> memoryview:
     """Asks for what is not there: what was planned or is read on and on, as a whole range."""
-    running, stop = [*_running], start + len(into)
+    stop = start + count
     widest = max(stop, min(start + RANGE, limit))
     for source in _sources():
         widest = source.next_start(file, start, widest)
-    expected = [each.claim(file, start, widest) for each in running]
-    wide = (bool(expected) and all(expected)) or _kept.goes_on(file, start)
-    stop = widest if wide else min(stop, widest)
-    data = file.fetch(start, stop)
-    count = min(len(into), len(data))
-    into[:count] = data[:count]
-    _kept.note(file, start + count)
-    if count < len(data):
+    claimed = min((each.claim(file, start, widest) for each in [*_running]), default=start)
+    if claimed == start:  # a plan may have asked for them in this moment
+        found = _there(file, start, count)
+        if found is not None:
+            return found
+    wide = widest if _kept.goes_on(file, start) else min(stop, widest)
+    data = file.fetch(start, claimed if claimed > start else wide)
+    _kept.note(file, start + min(count, len(data)))
+    if claimed > start or count < len(data):
         _kept.keep(file, start, data)
-    return count
+    return memoryview(data)[:count]
 
 
 class _Ahead:
@@ -119,38 +147,42 @@ class _Ahead:
         self._thread = Thread(target=self._drive, args=(plan,), daemon=True)
         self._thread.start()
 
-    def take(self, file: RemotePath, start: int, into: memoryview) -> int:
-        """Copies what is there of these bytes, waiting where it is on its way; how many."""
+    def take(self, file: RemotePath, start: int, most: int, least: int) -> memoryview | None:
+        """What is there of these bytes, waiting where it is on its way; None if too few are."""
         with self._changed:
             block = self._blocks.at(file, start)
         if block is None:
-            return 0
+            return None
         try:
-            count = block.copied(start, into)
+            found = block.part(start, most, least)
         except CancelledError:
-            return 0
+            return None
+        if found is None:
+            return None
         with self._changed:
-            self._taken += count
-            block.untaken -= count
+            self._taken += len(found)
+            block.untaken -= len(found)
             if block.untaken <= 0 and block in self._waiting:
                 self._release(block)
                 _kept.add(block)
                 _kept.add_parts(block)
-        return count
+        return found
 
     def next_start(self, file: RemotePath, start: int, limit: int) -> int:
         with self._changed:
             return self._blocks.next_start(file, start, limit)
 
-    def claim(self, file: RemotePath, start: int, stop: int) -> bool:
-        """Whether nobody has asked for these bytes; whoever asks now will, and not the plan."""
+    def claim(self, file: RemotePath, start: int, stop: int) -> int:
+        """Up to where nobody has asked for these bytes; whoever asks now will, and not the plan."""
         with self._changed:
-            free = not self._asked.has(file, start)
-            if free:
-                self._asked.add(file, start, stop)
-                self._taken += stop - start
-                self._changed.notify()
-            return free
+            free = self._asked.without(file, start, stop)
+            if not free or free[0][0] > start:
+                return start
+            stop = free[0][1]
+            self._asked.add(file, start, stop)
+            self._taken += stop - start
+            self._changed.notify()
+            return stop
 
     def stop(self) -> None:
         with self._changed:

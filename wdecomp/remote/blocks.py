@@ -5,8 +5,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-import numpy as np
-
 from wdecomp.remote.path import RemotePath
 
 _START = attrgetter("start")
@@ -34,13 +32,13 @@ class Block:
         """How many bytes it has."""
         return self.stop - self.start
 
-    def copied(self, start: int, into: memoryview) -> int:
-        """Copies its bytes from `start` on, once they have come; how many."""
-        data, first = self.data.result(), start - self.start
-        count = min(self.stop - start, len(into))
-        # By numpy, which lets go of the interpreter, so that others may fetch meanwhile.
-        np.frombuffer(into, np.uint8)[:count] = np.frombuffer(data, np.uint8)[first : first + count]
-        return count
+    def part(self, start: int, most: int, least: int) -> memoryview | None:
+        """Its bytes from `start` on once they have come, at most `most`; None if not `least`."""
+        count = min(self.stop - start, most)
+        if count < least:
+            return None
+        first = start - self.start
+        return memoryview(self.data.result())[first : first + count]
 
 
 class Blocks:
@@ -90,12 +88,6 @@ class Spans:
             start = min(start, spans[first][0])
             stop = max(stop, max(end for _, end in spans[first:last]))
         spans[first:last] = [(start, stop)]
-
-    def has(self, file: RemotePath, position: int) -> bool:
-        """Whether a byte is among them."""
-        spans = self._of.get(file, [])
-        before = bisect_right(spans, (position, 1 << 63)) - 1
-        return before >= 0 and position < spans[before][1]
 
     def without(self, file: RemotePath, start: int, stop: int) -> list[tuple[int, int]]:
         """Of these bytes, those that are not among them."""

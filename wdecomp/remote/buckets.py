@@ -21,6 +21,7 @@ class Bucket:
 
     guesses = ()
     immutable = False
+    pins = False
 
     def __init__(self, protocol: str, root: str) -> None:
         kept: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}

@@ -25,6 +25,7 @@ class Hub:
 
     guesses = ()
     immutable = True
+    pins = True
 
     def __init__(self, root: str) -> None:
         import huggingface_hub  # the token and the endpoint are its business

@@ -52,17 +52,15 @@ class Kept:
                     self._parts.remove(oldest)
                     self._parts_size -= oldest.length
 
-    def take(self, file: RemotePath, start: int, into: memoryview) -> int:
-        """Copies what is there of these bytes; how many."""
+    def take(self, file: RemotePath, start: int, most: int, least: int) -> memoryview | None:
+        """What is there of these bytes; None if too few are."""
         with self._lock:
             block = self._blocks.at(file, start)
             if block is not None:
                 self._order.move_to_end(block)
             else:
                 block = self._parts.at(file, start)
-        if block is None:
-            return 0
-        return block.copied(start, into)
+        return None if block is None else block.part(start, most, least)
 
     def next_start(self, file: RemotePath, start: int, limit: int) -> int:
         """Where the next block begins, at most `limit`."""

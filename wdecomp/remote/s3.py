@@ -38,6 +38,7 @@ class S3:
 
     guesses = ()
     immutable = False
+    pins = True
 
     def __init__(self, bucket: str) -> None:
         self._bucket = self.root = bucket

@@ -48,6 +48,11 @@ class Store:
         return self._transport.immutable
 
     @property
+    def pins(self) -> bool:
+        """Whether `fetch` gives no bytes of another content than its `etag` names."""
+        return self._transport.pins
+
+    @property
     def lists(self) -> bool:
         """Whether it can say what is in a folder; a web server cannot."""
         return not self._transport.guesses

@@ -73,6 +73,11 @@ class Transport(Protocol):
         """Whether what it shows can never change."""
         ...
 
+    @property
+    def pins(self) -> bool:
+        """Whether it gives no bytes of another content than was asked for, by its etag."""
+        ...
+
     def entries(self, folder: str) -> list[Entry]:
         """What is in a folder, or in all folders below it; nothing if there is none."""
         ...

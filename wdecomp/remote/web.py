@@ -42,6 +42,7 @@ class Web:
 
     guesses = USUAL
     immutable = False
+    pins = True
 
     def __init__(self, root: str) -> None:
         self._root, self.root = root, root.partition("://")[2]
@@ -160,7 +161,7 @@ async def body_of(answer: aiohttp.ClientResponse, start: int, stop: int) -> byte
     try:
         check_range(given, int(length) if length.isdecimal() else None, start, stop)
         found, left = [], stop - start
-        async for chunk in answer.content.iter_any():
+        async for chunk, _ in answer.content.iter_chunks():
             left -= len(chunk)
             found.append(chunk)
             if left < 0:

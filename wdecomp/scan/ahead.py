@@ -16,13 +16,15 @@ from typing import NamedTuple
 
 from wdecomp.adapter import Adapted, OnOtherBase
 from wdecomp.checkpoint import Matrix, StoredTensor, spans
+from wdecomp.dtypes import BITS
 from wdecomp.pairing import Pair
-from wdecomp.remote import RemotePath, Wanted, fetched_ahead
+from wdecomp.remote import RANGE, RemotePath, Wanted, fetched_ahead
 from wdecomp.scan.measure import SAMPLE_WIDTH, sampled_rows
 from wdecomp.scan.plan import Plan, Unit
 
 AHEAD = 256 << 20  # bytes, for each worker
 CHUNK = 8 << 20  # bytes: asked for at a time
+LARGEST = 4 * CHUNK  # bytes
 LEAST = 1 << 20  # bytes for which asking a disk is worth while
 TOGETHER = 32 << 20  # bytes of a disk after which what is elsewhere does not wait
 SMALL = 64 << 10  # bytes that are kept whole for whoever reads them again
@@ -34,12 +36,14 @@ class Piece(NamedTuple):
     """Some bytes of a file.
 
     again: those of them, from where to where in the file, that are read once more later.
+    chunk: bytes that are read at a time.
     """
 
     file: Path
     start: int
     length: int
     again: tuple[tuple[int, int], ...] = ()
+    chunk: int = CHUNK
 
 
 def pieces(plan: Plan, units: list[Unit], workers: int) -> Iterator[Piece]:
@@ -137,13 +141,21 @@ def _read_for(pair: Pair) -> Iterator[Piece]:
     for matrix in (pair.base, tuned):
         if isinstance(matrix, Matrix):
             again = tuple(_sampled(matrix)) if matrix is pair.base else ()
+            chunk = _block(pair.base, matrix)
             for tensor, start, stop in spans(matrix):
-                yield Piece(tensor.file, tensor.offset + start, stop - start, again)
+                yield Piece(tensor.file, tensor.offset + start, stop - start, again, chunk)
     adapted = pair.tuned.adapted if isinstance(pair.tuned, OnOtherBase) else pair.tuned
     if isinstance(adapted, Adapted):
         for part in adapted.tensors:
             if isinstance(part, StoredTensor):
                 yield Piece(part.file, part.offset, part.nbytes)
+
+
+def _block(base: Matrix, matrix: Matrix) -> int:
+    """Bytes of a matrix that are seen beside a block of its base: they should come together."""
+    height = base.height(RANGE)
+    size = height * matrix.stored_shape[1] * BITS.get(matrix.dtype, 0) // 8
+    return size if 0 < size <= LARGEST else CHUNK  # of quantised ones each part has its own
 
 
 def _sampled(matrix: Matrix) -> Iterator[tuple[int, int]]:
@@ -164,8 +176,8 @@ def _sampled(matrix: Matrix) -> Iterator[tuple[int, int]]:
 
 
 def _chunks(run: Piece) -> Iterator[Piece]:
-    for start in range(0, run.length, CHUNK):
-        first, length = run.start + start, min(CHUNK, run.length - start)
+    for start in range(0, run.length, run.chunk):
+        first, length = run.start + start, min(run.chunk, run.length - start)
         again = tuple(at for at in run.again if first <= at[0] and at[1] <= first + length)
         yield Piece(run.file, first, length, again)
 

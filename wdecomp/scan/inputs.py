@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from wdecomp.checkpoint import ShardFile, Span, check_unchanged, crc32
+from wdecomp.checkpoint import ShardFile, Span, check_unchanged, crc32, is_pinned
 from wdecomp.scan.plan import Plan
 from wdecomp.table import Part
 
@@ -17,7 +17,7 @@ class Inputs:
         self._known: dict[Span, int] = {}
 
     def vouch(self, part: Part, seen: Iterable[Span], on_bytes: Callable[[int], None]) -> None:
-        """Adds the checksums of what a unit has read, and sees to it that no file has changed.
+        """Adds the checksums of what a unit has read, and sees to it that it was of one content.
 
         The bytes are read once more, from memory mostly; a change between the two readings shows
         in the time of change.
@@ -33,8 +33,9 @@ class Inputs:
         spans = sorted({self._whole(span) for span in seen})
         if self._checksums:
             part.inputs.extend(self._row(span, on_bytes) for span in spans)
-        files = {span.file for span in spans}
-        check_unchanged([self._shards[file] for file in sorted(files) if file in self._shards])
+        files = sorted({span.file for span in spans} & self._shards.keys())
+        read = [self._shards[file] for file in files]
+        check_unchanged([shard for shard in read if not is_pinned(shard)])
 
     def check(self) -> None:
         """That no file has changed, read or not.

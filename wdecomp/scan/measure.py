@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, Self
 import numpy as np
 
 from wdecomp.adapter import Adapted, ChangeReader, OnOtherBase, OtherBaseReader
-from wdecomp.checkpoint import Matrix, MatrixReader, Rectangle
+from wdecomp.checkpoint import EVERYTHING, Matrix, MatrixReader, Rectangle
 from wdecomp.decomposition import (
     STRIP,
     UNROUNDED,
@@ -36,8 +36,8 @@ class TunedReader(Protocol):
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
     @property
-    def wants_whole_rows(self) -> bool:
-        """Whether a block should hold the rows of the base, as they are stored, whole."""
+    def sight(self) -> int:
+        """Bytes that are seen where they lie, at a time; 0 where they are copied or formed."""
         ...
 
     def beside(self, base: Array, at: Rectangle) -> Array:
@@ -122,10 +122,12 @@ def _pass(
     with ExitStack() as open_files:
         reader = open_files.enter_context(MatrixReader(base))
         tuned = [open_files.enter_context(tuned_reader(pair)) for pair in pairs]
-        whole = any(each.wants_whole_rows for each in [reader, *tuned])
-        if not whole:
-            block_bytes *= UNCACHED
-        for at in base.rectangles((outputs, inputs), block_bytes, None if whole else STRIP):
+        sight, widest = min(each.sight for each in [reader, *tuned]), None
+        if sight == EVERYTHING:  # less than a row at a time costs nothing
+            block_bytes, widest = block_bytes * UNCACHED, STRIP
+        elif sight:
+            block_bytes = sight
+        for at in base.rectangles((outputs, inputs), block_bytes, widest):
             block = reader.read(at)
             for shape, of in by_shape.items():
                 here = at.within(shape)
