@@ -4,10 +4,9 @@ Nothing is read. `hub_scale.py` lets workers go through what is described here.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from wdecomp.scan.plan import UNIT_BYTES, UNIT_PAIRS
+from wdecomp.scan.plan import UNIT_BYTES, cut_into_units
 
 BF16, F32 = 2, 4  # bytes
 SHARD = 5_000_000_000  # bytes: where transformers begins another file
@@ -204,20 +203,17 @@ def _job(kind: Kind, models: int, shapes: Shapes, reading: Reading) -> Job:
 
 def units(
     kind: Kind, models: int, shapes: Shapes, unit_bytes: int = UNIT_BYTES
-) -> Iterator[list[str]]:
-    """Parameters, grouped as `wdecomp.scan.make_plan` does it."""
-    unit: list[str] = []
-    size, pairs = 0, 0
-    for name, shape in shapes.items():
-        own = kind.nbytes(name, shape)
-        if not own:
-            continue
-        if unit and (size >= unit_bytes or pairs >= UNIT_PAIRS):
-            yield unit
-            unit, size, pairs = [], 0, 0
-        unit.append(name)
-        size, pairs = size + BF16 * math.prod(shape) + models * own, pairs + models
-    yield unit
+) -> list[list[str]]:
+    """Parameters, in the units of `wdecomp.scan.make_plan`."""
+    own = {name: kind.nbytes(name, shape) for name, shape in shapes.items()}
+    return cut_into_units(
+        [
+            (name, BF16 * math.prod(shapes[name]) + models * nbytes, models)
+            for name, nbytes in own.items()
+            if nbytes
+        ],
+        unit_bytes,
+    )
 
 
 def _work(kind: Kind, models: int, unit: list[str], shapes: Shapes, reading: Reading) -> Work:

@@ -45,7 +45,7 @@ def test_units_are_those_of_make_plan(kind: Kind, models: int, tmp_path: Path) -
     named = [f"m{i}={tuned}" for i in range(models)]
     planned = plan_comparison(base, *named, unit_bytes=300_000)
     expected = [list(unit.parameters) for unit in planned.units]
-    found = list(hub_family.units(kind, models, model.shapes(), 300_000))
+    found = hub_family.units(kind, models, model.shapes(), 300_000)
     assert len(found) > 2
     assert found == expected
     for unit in planned.units:

@@ -24,7 +24,7 @@ from scipy.special import erf
 from wdecomp.decomposition.columns import ColumnDelta
 from wdecomp.dtypes import PRECISION, Floats
 
-SMALLEST = {"F16": 2.0**-24}  # spacing of the subnormal numbers, where weights do get so small
+SUBNORMAL = {"F16": -24}  # exponent of their spacing, where weights do get so small
 LARGEST = 1e50  # times the base; all noise beyond gives 1 − cos = 1, and no power overflows
 
 
@@ -135,10 +135,11 @@ def rounding_floor(weights: Floats, dtype: str) -> Rounding:
     energy = float(squares.sum())
     if energy == 0:
         return UNKNOWN
-    exponent = np.frexp(rounded)[1]
-    ulp = np.maximum(np.ldexp(1.0, exponent - PRECISION[dtype]), SMALLEST.get(dtype, 0.0))
-    error = ulp**2 / 12 / energy
-    along = finite.size * float((error * (squares / energy)).sum())
+    exponent = np.frexp(rounded)[1] - PRECISION[dtype]  # of an ulp
+    if dtype in SUBNORMAL:
+        np.maximum(exponent, SUBNORMAL[dtype], out=exponent)
+    error = np.ldexp(1 / 12 / energy, 2 * exponent)
+    along = finite.size * float(error @ squares) / energy
     return Rounding(float(error.sum()) / 2, along)
 
 

@@ -66,9 +66,10 @@ def column_delta_from(sums: Floats, direct: Floats | None = None) -> ColumnDelta
         finite = np.isfinite(a) & np.isfinite(tuned) & np.isfinite(c)
     zero = finite & ((a == 0) | (tuned <= 0))
     kept = np.flatnonzero(finite & ~zero)
+    of = slice(None) if kept.size == a.size else kept  # nothing to copy
     # In units of the base column, so that no product leaves the range of float64.
-    b, c, product, tuned, lag, gap = (x[kept] / a[kept] for x in (b, c, product, tuned, lag, gap))
-    m0, n = np.sqrt(a[kept]), np.sqrt(tuned)
+    b, c, product, tuned, lag, gap = (x[of] / a[of] for x in (b, c, product, tuned, lag, gap))
+    m0, n = np.sqrt(a[of]), np.sqrt(tuned)
     acute = np.maximum(gap - lag * lag, 0) / (n * (n + np.maximum(product, 0)))
     obtuse = (n - product) / n
     return ColumnDelta(

@@ -9,6 +9,8 @@ from wdecomp.names import Place
 from wdecomp.pairing import Pair, Pairing
 
 UNIT_BYTES = 512 << 20  # of input: what one commit to the results folder is worth
+SMALLER = 8  # units that are left when they begin to be smaller, so that workers end together
+SMALLEST = 4  # of them make one of the largest
 UNIT_PAIRS = 4096  # so that the rows of a part stay far below what its footer may hold
 DIGITS = re.compile(r"([0-9]{1,9})")
 
@@ -61,7 +63,7 @@ def make_plan(
     wanted: Callable[[Place], bool],
     unit_bytes: int | None = None,
 ) -> Plan:
-    """Units of about so many bytes, in natural order of the parameter names.
+    """Units of about so many bytes, the last ones smaller, in natural order of the parameter names.
 
     Args:
         base: the base checkpoint.
@@ -76,15 +78,35 @@ def make_plan(
         for run in runs
         for name, pair in (run.pairing.matrices | run.pairing.vectors).items()
     }
-    units: list[list[str]] = []
-    size, pairs = unit_bytes, 0
-    for name in sorted((n for n, at in places.items() if wanted(at)), key=_natural):
-        if size >= unit_bytes or pairs >= UNIT_PAIRS:
-            units.append([])
-            size, pairs = 0, 0
-        units[-1].append(name)
-        size, pairs = size + plan.nbytes(name), pairs + len(plan.beside(name))
+    names = sorted((n for n, at in places.items() if wanted(at)), key=_natural)
+    units = cut_into_units(
+        [(name, plan.nbytes(name), len(plan.beside(name))) for name in names], unit_bytes
+    )
     return replace(plan, units=tuple(Unit(i, tuple(names)) for i, names in enumerate(units)))
+
+
+def cut_into_units(
+    parameters: list[tuple[str, int, int]], unit_bytes: int = UNIT_BYTES
+) -> list[list[str]]:
+    """Parameters in units, in order.
+
+    They do not depend on how many workers there are: whoever goes on with a run may have others.
+
+    Args:
+        parameters: the name of each, bytes of input, pairs.
+        unit_bytes: of input to a unit, about; of the last ones down to a quarter of it.
+    """
+    left = sum(nbytes for _, nbytes, _ in parameters)
+    units: list[list[str]] = []
+    size = most = pairs = 0
+    for name, nbytes, count in parameters:
+        if size >= most or pairs >= UNIT_PAIRS:
+            units.append([])
+            size = pairs = 0
+            most = min(unit_bytes, max(left // SMALLER, unit_bytes // SMALLEST))
+        units[-1].append(name)
+        size, pairs, left = size + nbytes, pairs + count, left - nbytes
+    return units
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

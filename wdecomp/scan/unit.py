@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -95,8 +95,8 @@ def add_rows(
     rounding, (outputs, inputs) = floors.of(pair), pair.shape
     for axis in options.axes:
         delta, length = along(axis), inputs if axis == "output" else outputs
-        figures = asdict(summarise(delta, rounding.delta_direction))
-        figures |= asdict(by_chance(delta, length, rounding))
+        means = vars(summarise(delta, rounding.delta_direction))
+        figures = means | vars(by_chance(delta, length, rounding))
         part.modules.append(where | {"axis": axis} | figures | dtypes)
         if axis in options.columns:
             part.columns.append(
