@@ -201,9 +201,7 @@ def _job(kind: Kind, models: int, shapes: Shapes, reading: Reading) -> Job:
     return Job(models, Work(0, opening, models * PLANNING, opening, turns), tuple(found))
 
 
-def units(
-    kind: Kind, models: int, shapes: Shapes, unit_bytes: int = UNIT_BYTES
-) -> list[list[str]]:
+def units(kind: Kind, models: int, shapes: Shapes, unit_bytes: int = UNIT_BYTES) -> list[list[str]]:
     """Parameters, in the units of `wdecomp.scan.make_plan`."""
     own = {name: kind.nbytes(name, shape) for name, shape in shapes.items()}
     return cut_into_units(

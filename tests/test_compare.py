@@ -91,7 +91,6 @@ def test_no_way_of_cutting_the_work_changes_a_table(
         patched.setattr("wdecomp.scan.plan.UNIT_PAIRS", 2)
         patched.setattr("wdecomp.checkpoint.mapping.WIDEST", window)
         patched.setattr("wdecomp.checkpoint.elements.LEAST", mapped_from)
-        patched.setattr("wdecomp.scan.measure.STRIP", 32)
         other = wdecomp.compare(cut[0], f"b={cut[1]}", workers=workers)
     assert_same_modules(plain.modules, other.modules)
     assert_frame_equal(plain.facts, other.facts, check_exact=False, **SUMS)

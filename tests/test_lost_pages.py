@@ -10,7 +10,7 @@ import pytest
 import torch
 from builders import write_full
 
-from wdecomp.checkpoint import EVERYTHING, Matrix, MatrixReader, open_checkpoint, surviving, whole
+from wdecomp.checkpoint import Matrix, MatrixReader, open_checkpoint, surviving, whole
 from wdecomp.checkpoint.mapping import LEAST
 from wdecomp.errors import CheckpointError
 
@@ -35,7 +35,7 @@ def test_what_is_mapped_is_what_is_copied(tmp_path: Path) -> None:
         assert reader.sight == 0
         copied = reader.read(whole(SHAPE)).copy()
     with surviving(), MatrixReader(matrix) as reader:
-        assert reader.sight == EVERYTHING
+        assert reader.sight > 0
         seen = reader.read(whole(SHAPE))
         assert not seen.flags.writeable
         np.testing.assert_array_equal(seen, copied)
@@ -62,7 +62,7 @@ def test_the_handler_that_was_there_is_there_again() -> None:
     """In a process of its own: without a window of ours, a lost page still ends it."""
     program = """
 import mmap, os, sys, tempfile
-from wdecomp.checkpoint import EVERYTHING, surviving
+from wdecomp.checkpoint import surviving
 file = tempfile.TemporaryFile()
 file.truncate(8192)
 other = mmap.mmap(file.fileno(), 8192)

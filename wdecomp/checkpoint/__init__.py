@@ -2,7 +2,6 @@
 
 from wdecomp.checkpoint.container import is_adapter, is_there, open_checkpoint
 from wdecomp.checkpoint.elements import (
-    EVERYTHING,
     LoadedTensor,
     PlainTensor,
     open_elements,
@@ -36,7 +35,6 @@ from wdecomp.checkpoint.steps import STEP, runs_under, steps_of, weights_beside_
 
 __all__ = [
     "BLOCK_BYTES",
-    "EVERYTHING",
     "STEP",
     "Checkpoint",
     "Header",

@@ -24,8 +24,6 @@ from wdecomp.dtypes import RAW, Array
 from wdecomp.errors import CheckpointError
 from wdecomp.remote import RANGE, OtherContentError, RemotePath, read_into, view_of
 
-EVERYTHING = sys.maxsize  # bytes
-
 
 @dataclass(frozen=True, eq=False)
 class LoadedTensor:
@@ -58,7 +56,7 @@ class Elements(Protocol):
 
     @property
     def sight(self) -> int:
-        """Bytes that `view` may show at a time, `EVERYTHING` or some; 0 where all are copied."""
+        """Bytes that `view` may show at a time; 0 where all are copied."""
         ...
 
     def view(self, first: int, count: int) -> Array | None:
@@ -114,7 +112,7 @@ class _InMemory:
 
     @property
     def sight(self) -> int:
-        return EVERYTHING
+        return sys.maxsize
 
     def view(self, first: int, count: int) -> Array:
         return self.tensor.numbers[first:]
@@ -181,7 +179,7 @@ class _InFile:
     def sight(self) -> int:
         tensor = self._tensor
         aligned = tensor.offset % np.dtype(RAW[tensor.dtype]).itemsize == 0
-        return EVERYTHING if window_bytes() > 0 and tensor.nbytes >= LEAST and aligned else 0
+        return window_bytes() if tensor.nbytes >= LEAST and aligned else 0
 
     def view(self, first: int, count: int) -> Array | None:
         if not self.sight:

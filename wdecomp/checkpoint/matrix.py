@@ -107,18 +107,15 @@ class Matrix:
         rows, columns = self.stored_shape
         return (columns, rows) if self.input_first else (rows, columns)
 
-    def rectangles(
-        self, shape: tuple[int, int], block_bytes: int, widest: int | None = None
-    ) -> Iterator[Rectangle]:
+    def rectangles(self, shape: tuple[int, int], block_bytes: int) -> Iterator[Rectangle]:
         """The upper left `shape` of the matrix in pieces.
 
         Args:
             shape: (outputs, inputs).
             block_bytes: of a piece.
-            widest: how much of a row as it is stored a piece may have; all of it if None.
         """
         rows, columns = reversed(shape) if self.input_first else shape
-        height, width = self._block_shape(columns, block_bytes, widest)
+        height, width = self._block_shape(columns, block_bytes)
         for top in range(0, rows, height):
             for left in range(0, columns, width):
                 stored_rows = slice(top, min(top + height, rows))
@@ -129,11 +126,9 @@ class Matrix:
         """How many rows, as they are stored, a piece of so many bytes has that has whole ones."""
         return self._block_shape(self.stored_shape[1], block_bytes)[0]
 
-    def _block_shape(
-        self, columns: int, block_bytes: int, widest: int | None = None
-    ) -> tuple[int, int]:
+    def _block_shape(self, columns: int, block_bytes: int) -> tuple[int, int]:
         fit = max(block_bytes * 8 // BITS.get(self.dtype, DECODED_BITS), 1)
-        width = min(columns, fit, widest or columns)
+        width = min(columns, fit)
         height = max(fit // max(width, 1), 1)
         return height - (height % ROWS_TOGETHER if height > ROWS_TOGETHER else 0), width
 

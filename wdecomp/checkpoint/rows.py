@@ -23,7 +23,7 @@ class Rows(Protocol):
 
     @property
     def sight(self) -> int:
-        """Bytes that `view` may show at a time, `EVERYTHING` or some; 0 where all are copied."""
+        """Bytes that `view` may show at a time; 0 where all are copied."""
         ...
 
     def view(self, rows: slice, columns: slice) -> Array | None:

@@ -28,15 +28,11 @@ STALE = 4  # times the memory that was taken since: nobody will come for it
 
 
 class Wanted(NamedTuple):
-    """Some bytes of a file that will be read.
-
-    again: those of them, from where to where, that will be read once more some time later.
-    """
+    """Some bytes of a file that will be read."""
 
     file: RemotePath
     start: int
     stop: int
-    again: tuple[tuple[int, int], ...] = ()
 
 
 @contextmanager
@@ -165,7 +161,6 @@ class _Ahead:
             if block.untaken <= 0 and block in self._waiting:
                 self._release(block)
                 _kept.add(block)
-                _kept.add_parts(block)
         return found
 
     def next_start(self, file: RemotePath, start: int, limit: int) -> int:
@@ -202,14 +197,13 @@ class _Ahead:
             self._changed.wait_for(self._has_room)
             if self._stopped.is_set():
                 return False
-            for start, stop in self._asked.without(*wanted[:3]):
+            for start, stop in self._asked.without(*wanted):
                 block = Block(wanted.file, start, stop, untaken=stop - start, since=self._taken)
-                block.again = [(a, b) for a, b in wanted.again if start <= a and b <= stop]
                 self._left -= block.length
                 block.data = self._pool.submit(self._fetch, block)
                 self._blocks.add(block)
                 self._waiting[block] = None
-            self._asked.add(*wanted[:3])
+            self._asked.add(*wanted)
         return True
 
     def _fetch(self, block: Block) -> bytes:
@@ -238,8 +232,7 @@ def _joined(plan: Iterator[Wanted | None]) -> Iterator[Wanted]:
             first, last = merged[-1] if merged else (0, None)
             near = last is not None and last.file == each.file and last.stop >= each.start
             if last is not None and near and each.stop - last.start <= RANGE + RANGE // 8:
-                both, again = max(last.stop, each.stop), last.again + each.again
-                merged[-1] = min(first, rank), last._replace(stop=both, again=again)
+                merged[-1] = min(first, rank), last._replace(stop=max(last.stop, each.stop))
             else:
                 merged.append((rank, each))
         yield from (each for _, each in sorted(merged, key=itemgetter(0)))

@@ -16,7 +16,6 @@ class Block:
 
     untaken: how many of them nobody has had yet.
     since: how many bytes had been taken in all when it was asked for.
-    again: which of them will be read once more some time later.
     """
 
     file: RemotePath
@@ -25,7 +24,6 @@ class Block:
     data: Future[bytes] = field(default_factory=Future)
     untaken: int = 0
     since: int = 0
-    again: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def length(self) -> int:

@@ -1,13 +1,12 @@
 """Bytes that were taken lately, for those who come back to them."""
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from threading import Lock
 
 from wdecomp.remote.blocks import Block, Blocks
 from wdecomp.remote.path import RemotePath
 
 KEPT = 64 << 20  # bytes
-PARTS = 16 << 20  # bytes of what is known to be read again
 FILES = 256  # of which it is known where they were last read
 
 
@@ -17,7 +16,6 @@ class Kept:
     def __init__(self) -> None:
         self._lock, self._blocks, self._size = Lock(), Blocks(), 0
         self._order: OrderedDict[Block, None] = OrderedDict()
-        self._parts, self._parts_order, self._parts_size = Blocks(), deque[Block](), 0
         self._ends: OrderedDict[RemotePath, int] = OrderedDict()
 
     def keep(self, file: RemotePath, start: int, data: bytes) -> None:
@@ -37,29 +35,12 @@ class Kept:
             while self._size > KEPT and len(self._order) > 1:
                 self._drop(next(iter(self._order)))
 
-    def add_parts(self, block: Block) -> None:
-        """Of a block that has come, what will be read once more: it is kept for longer."""
-        data = block.data.result()
-        for start, stop in block.again:
-            part = Block(block.file, start, stop)
-            part.data.set_result(data[start - block.start : stop - block.start])
-            with self._lock:
-                self._parts.add(part)
-                self._parts_order.append(part)
-                self._parts_size += part.length
-                while self._parts_size > PARTS:
-                    oldest = self._parts_order.popleft()
-                    self._parts.remove(oldest)
-                    self._parts_size -= oldest.length
-
     def take(self, file: RemotePath, start: int, most: int, least: int) -> memoryview | None:
         """What is there of these bytes; None if too few are."""
         with self._lock:
             block = self._blocks.at(file, start)
             if block is not None:
                 self._order.move_to_end(block)
-            else:
-                block = self._parts.at(file, start)
         return None if block is None else block.part(start, most, least)
 
     def next_start(self, file: RemotePath, start: int, limit: int) -> int:
@@ -84,7 +65,6 @@ class Kept:
         """Drops all of it."""
         with self._lock:
             self._ends.clear()
-            self._parts, self._parts_order, self._parts_size = Blocks(), deque[Block](), 0
             while self._order:
                 self._drop(next(iter(self._order)))
 

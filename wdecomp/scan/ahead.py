@@ -19,7 +19,6 @@ from wdecomp.checkpoint import Matrix, StoredTensor, spans
 from wdecomp.dtypes import BITS
 from wdecomp.pairing import Pair
 from wdecomp.remote import RANGE, RemotePath, Wanted, fetched_ahead
-from wdecomp.scan.measure import SAMPLE_WIDTH, sampled_rows
 from wdecomp.scan.plan import Plan, Unit
 
 AHEAD = 256 << 20  # bytes, for each worker
@@ -27,7 +26,6 @@ CHUNK = 8 << 20  # bytes: asked for at a time
 LARGEST = 4 * CHUNK  # bytes
 LEAST = 1 << 20  # bytes for which asking a disk is worth while
 TOGETHER = 32 << 20  # bytes of a disk after which what is elsewhere does not wait
-SMALL = 64 << 10  # bytes that are kept whole for whoever reads them again
 FETCHED = 256 << 20  # bytes that are elsewhere: held before they are taken, and for each worker
 FETCHED_EACH = 64 << 20  # as many more
 
@@ -35,14 +33,12 @@ FETCHED_EACH = 64 << 20  # as many more
 class Piece(NamedTuple):
     """Some bytes of a file.
 
-    again: those of them, from where to where in the file, that are read once more later.
     chunk: bytes that are read at a time.
     """
 
     file: Path
     start: int
     length: int
-    again: tuple[tuple[int, int], ...] = ()
     chunk: int = CHUNK
 
 
@@ -72,7 +68,7 @@ def _elsewhere(wanted: Iterator[Piece], progress: "_Progress") -> Iterator[Wante
     passed = 0
     for piece in wanted:
         if isinstance(piece.file, RemotePath):
-            yield Wanted(piece.file, piece.start, piece.start + piece.length, piece.again)
+            yield Wanted(piece.file, piece.start, piece.start + piece.length)
             continue
         passed += piece.length
         if passed >= TOGETHER:
@@ -140,10 +136,9 @@ def _read_for(pair: Pair) -> Iterator[Piece]:
     tuned = pair.tuned.base if isinstance(pair.tuned, OnOtherBase) else pair.tuned
     for matrix in (pair.base, tuned):
         if isinstance(matrix, Matrix):
-            again = tuple(_sampled(matrix)) if matrix is pair.base else ()
             chunk = _block(pair.base, matrix)
             for tensor, start, stop in spans(matrix):
-                yield Piece(tensor.file, tensor.offset + start, stop - start, again, chunk)
+                yield Piece(tensor.file, tensor.offset + start, stop - start, chunk)
     adapted = pair.tuned.adapted if isinstance(pair.tuned, OnOtherBase) else pair.tuned
     if isinstance(adapted, Adapted):
         for part in adapted.tensors:
@@ -158,28 +153,9 @@ def _block(base: Matrix, matrix: Matrix) -> int:
     return size if 0 < size <= LARGEST else CHUNK  # of quantised ones each part has its own
 
 
-def _sampled(matrix: Matrix) -> Iterator[tuple[int, int]]:
-    """Where the sample of a base lies that is taken after it was gone through."""
-    rows, columns = matrix.stored_shape
-    if matrix.picked is not None or not rows or not isinstance(matrix.tensor.file, RemotePath):
-        return
-    for tensor, start, stop in spans(matrix):
-        first, size = tensor.offset + start, (stop - start) // rows
-        width = size
-        if tensor is matrix.tensor:
-            width = min(columns, SAMPLE_WIDTH) * size // max(columns, 1)
-        if stop - start <= SMALL:  # the scales of a quantised one
-            yield first, tensor.offset + stop
-        elif size * rows == stop - start:
-            for row in sampled_rows(rows):
-                yield first + row * size, first + row * size + width
-
-
 def _chunks(run: Piece) -> Iterator[Piece]:
     for start in range(0, run.length, run.chunk):
-        first, length = run.start + start, min(run.chunk, run.length - start)
-        again = tuple(at for at in run.again if first <= at[0] and at[1] <= first + length)
-        yield Piece(run.file, first, length, again)
+        yield Piece(run.file, run.start + start, min(run.chunk, run.length - start))
 
 
 def _in_turn(series: Iterable[Iterator[Piece]]) -> Iterator[Piece]:

@@ -1,5 +1,6 @@
 """The one loop over weights: the base read once, everything beside it read with it."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -8,9 +9,8 @@ from typing import ClassVar, Protocol, Self
 import numpy as np
 
 from wdecomp.adapter import Adapted, ChangeReader, OnOtherBase, OtherBaseReader
-from wdecomp.checkpoint import EVERYTHING, Matrix, MatrixReader, Rectangle
+from wdecomp.checkpoint import Matrix, MatrixReader, Rectangle
 from wdecomp.decomposition import (
-    STRIP,
     UNROUNDED,
     Axis,
     ColumnDelta,
@@ -24,7 +24,7 @@ from wdecomp.decomposition import (
 from wdecomp.dtypes import Array, Floats, widen
 from wdecomp.pairing import Pair
 
-UNCACHED = 8  # times the block that is copied or formed is one that is only looked at
+UNCACHED = 32  # times the block that is copied or formed is one that is only looked at
 SAMPLE_ROWS, SAMPLE_WIDTH = 8, 2048  # of the base, for its rounding floor
 
 
@@ -47,15 +47,27 @@ class TunedReader(Protocol):
 
 @dataclass(frozen=True)
 class Measured:
-    """The sums of one pair, with those of Σw² where the tuned weights nearly vanished."""
+    """What a pass over one pair gives.
+
+    sums: along both axes.
+    direct: (a, Σw·w0, Σw²) where the tuned weights nearly vanished.
+    sample: some of the base's weights; None where they were not read.
+    """
 
     sums: Sums
     direct: Sums | None
+    sample: Floats | None = None
 
     def columns(self, axis: Axis) -> ColumnDelta:
         """ΔM and ΔD of every column along an axis."""
         direct = None if self.direct is None else getattr(self.direct, axis)
         return column_delta_from(getattr(self.sums, axis), direct)
+
+    def rounding(self, pair: Pair) -> Rounding:
+        """What rounding the base's weights to the tuned dtype does: nothing for an adapter."""
+        if not isinstance(pair.tuned, Matrix) or self.sample is None:
+            return UNROUNDED
+        return rounding_floor(self.sample, pair.tuned.dtype)
 
 
 def measure(
@@ -80,29 +92,43 @@ def measure(
 def _measure(
     pairs: list[Pair], block_bytes: int, on_bytes: Callable[[int], None], device: str
 ) -> list[Measured]:
-    sums = _pass(pairs, block_bytes, 0.0, on_bytes, device)
+    sample = Sample(pairs[0].base, _compared(pairs))
+    sums = _pass(pairs, block_bytes, 0.0, on_bytes, device, sample)
     again = [i for i, s in enumerate(sums) if shrunken(s.output).any() or shrunken(s.input).any()]
     direct = (
         _pass([pairs[i] for i in again], block_bytes, 1.0, lambda _: None, device) if again else []
     )
     found = dict(zip(again, direct, strict=True))
-    return [Measured(s, found.get(i)) for i, s in enumerate(sums)]
+    return [Measured(s, found.get(i), sample.weights) for i, s in enumerate(sums)]
 
 
-class SampledFloors:
-    """What rounding a base's own weights to a tuned dtype does: nothing for an adapter."""
+class Sample:
+    """Some weights from all over a base, the same whatever the blocks are that it comes in.
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[Matrix, str], Rounding] = {}
+    weights: (rows, columns) as they are stored.
+    """
 
-    def of(self, pair: Pair) -> Rounding:
-        """Of one pair; the base's weights are sampled once for all that have its dtype."""
-        if not isinstance(pair.tuned, Matrix):
-            return UNROUNDED
-        key = pair.base, pair.tuned.dtype
-        if key not in self._known:
-            self._known[key] = rounding_floor(_sample(pair.base), pair.tuned.dtype)
-        return self._known[key]
+    def __init__(self, base: Matrix, shape: tuple[int, int]) -> None:
+        self._input_first = base.input_first
+        rows, columns = reversed(shape) if base.input_first else shape
+        self._rows = sorted({i * (rows - 1) // (SAMPLE_ROWS - 1) for i in range(SAMPLE_ROWS)})
+        self.weights = np.empty((len(self._rows) if rows else 0, min(columns, SAMPLE_WIDTH)))
+
+    def add(self, block: Array, at: Rectangle) -> None:
+        """Takes what it wants of a block, (outputs, inputs)."""
+        down, along = (at.inputs, at.outputs) if self._input_first else (at.outputs, at.inputs)
+        first, last = (bisect_left(self._rows, row) for row in (down.start, down.stop))
+        left, right = along.start, min(along.stop, self.weights.shape[1])
+        if first < last and left < right:
+            stored = block.T if self._input_first else block
+            rows = [row - down.start for row in self._rows[first:last]]
+            self.weights[first:last, left:right] = widen(stored[rows, : right - left])
+
+
+def _compared(pairs: list[Pair]) -> tuple[int, int]:
+    """(outputs, inputs) that the base has a tuned weight beside."""
+    outputs, inputs = (max(pair.shape[i] for pair in pairs) for i in (0, 1))
+    return outputs, inputs
 
 
 def _pass(
@@ -111,10 +137,10 @@ def _pass(
     share_less: float,
     on_bytes: Callable[[int], None],
     device: str,
+    sample: Sample | None = None,
 ) -> list[Sums]:
     """(a, b, c) with d = w − w0, or with share_less = 1 (a, Σw·w0, Σw²): then d is w itself."""
     base = pairs[0].base
-    outputs, inputs = (max(pair.shape[i] for pair in pairs) for i in (0, 1))
     by_shape: dict[tuple[int, int], list[int]] = {}
     for i, pair in enumerate(pairs):
         by_shape.setdefault(pair.shape, []).append(i)
@@ -122,13 +148,13 @@ def _pass(
     with ExitStack() as open_files:
         reader = open_files.enter_context(MatrixReader(base))
         tuned = [open_files.enter_context(tuned_reader(pair)) for pair in pairs]
-        sight, widest = min(each.sight for each in [reader, *tuned]), None
-        if sight == EVERYTHING:  # less than a row at a time costs nothing
-            block_bytes, widest = block_bytes * UNCACHED, STRIP
-        elif sight:
-            block_bytes = sight
-        for at in base.rectangles((outputs, inputs), block_bytes, widest):
+        sight = min(each.sight for each in [reader, *tuned])
+        if sight:
+            block_bytes = max(block_bytes, min(block_bytes * UNCACHED, sight))
+        for at in base.rectangles(_compared(pairs), block_bytes):
             block = reader.read(at)
+            if sample is not None:
+                sample.add(block, at)
             for shape, of in by_shape.items():
                 here = at.within(shape)
                 if here is None:
@@ -153,22 +179,3 @@ def tuned_reader(pair: Pair) -> TunedReader:
     if isinstance(pair.tuned, OnOtherBase):
         return OtherBaseReader(pair.tuned)
     return MatrixReader(pair.tuned)
-
-
-def sampled_rows(rows: int) -> list[int]:
-    """Which rows of a matrix, as they are stored, its sample is from."""
-    return [int(row) for row in np.unique(np.linspace(0, rows - 1, SAMPLE_ROWS).astype(int))]
-
-
-def _sample(matrix: Matrix) -> Floats:
-    """Some weights from all over a matrix, the same whatever the block size."""
-    outputs, inputs = matrix.shape
-    rows, width = (inputs, outputs) if matrix.input_first else (outputs, inputs)
-    width = min(width, SAMPLE_WIDTH)
-    found = []
-    with MatrixReader(matrix, copied=True) as reader:
-        for row in sampled_rows(rows):
-            stored = slice(row, row + 1), slice(0, width)
-            at = Rectangle(*(reversed(stored) if matrix.input_first else stored))
-            found.append(widen(reader.read(at)).astype(np.float64).reshape(-1))
-    return np.concatenate(found)

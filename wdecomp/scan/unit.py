@@ -18,7 +18,7 @@ from wdecomp.scan.diagnosis import (
     magnitude_facts,
     nonfinite_facts,
 )
-from wdecomp.scan.measure import Measured, SampledFloors, measure
+from wdecomp.scan.measure import Measured, measure
 from wdecomp.scan.plan import Plan, Run, Unit
 from wdecomp.scan.spectra import Spectral, spectra
 from wdecomp.table import ColumnGroup, Part
@@ -63,14 +63,14 @@ def scan_unit(
         on_bytes: told how many bytes more have been gone through.
         on_decomposed: told how many bytes more have been gone through once more, for spectra.
     """
-    part, floors = Part(), SampledFloors()
+    part = Part()
     for parameter in unit.parameters:
         beside = plan.beside(parameter)
         measured = measure(
             [pair for _, pair in beside], options.block_bytes, on_bytes, options.device
         )
         for (run, pair), found in zip(beside, measured, strict=True):
-            add_rows(part, run, pair, found, options, floors)
+            add_rows(part, run, pair, found, options)
         if options.spectral is not None:
             changed = [
                 (run, pair)
@@ -83,16 +83,14 @@ def scan_unit(
     return part
 
 
-def add_rows(
-    part: Part, run: Run, pair: Pair, found: Measured, options: Options, floors: SampledFloors
-) -> None:
+def add_rows(part: Part, run: Run, pair: Pair, found: Measured, options: Options) -> None:
     where, along = _where(run, pair), cache(found.columns)
     facts = _facts(pair, found.sums, along)
     part.facts.append(where | facts)
     if facts["unchanged"] or pair.base.is_vector:
         return
     dtypes = {"dtype_base": pair.base.dtype, "dtype_tuned": pair.dtype_tuned}
-    rounding, (outputs, inputs) = floors.of(pair), pair.shape
+    rounding, (outputs, inputs) = found.rounding(pair), pair.shape
     for axis in options.axes:
         delta, length = along(axis), inputs if axis == "output" else outputs
         means = vars(summarise(delta, rounding.delta_direction))

@@ -35,7 +35,7 @@ from wdecomp.decomposition import AXES, Axis
 from wdecomp.dtypes import Floats
 from wdecomp.pairing import Pair, Pairing, pair
 from wdecomp.scan import Options, Run
-from wdecomp.scan.measure import Measured, SampledFloors, measure
+from wdecomp.scan.measure import Measured, measure
 from wdecomp.scan.unit import add_rows
 from wdecomp.stats import result_fits
 from wdecomp.table import VERSION, Part, Results, files, open_folder
@@ -97,7 +97,6 @@ class Recorder:
         self._base = open_checkpoint(Path(base)) if is_there(Path(base)) else None
         self._paired: tuple[Checkpoint, Pairing] | None = None
         self._squares: dict[str, tuple[Floats, Floats]] = {}
-        self._floors = SampledFloors()
         self._open = ExitStack()
         self._steps: dict[int, tuple[pa.Table, pa.Table]] = {}
         if rank() == 0:
@@ -127,7 +126,7 @@ class Recorder:
         run = Run(self.run, self.method or pairing.method, step, tuned, pairing)
         for each in (pairing.matrices | pairing.vectors).values():
             measured = self._measured(each, found)
-            add_rows(part, run, each, measured, self._options, self._floors)
+            add_rows(part, run, each, measured, self._options)
         if rank() == 0:
             self._commit(step, part, pairing)
         return part.modules
