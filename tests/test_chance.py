@@ -54,14 +54,15 @@ def test_isotropic_noise_is_as_its_exact_integrals(
     length: int, noises: list[float], error: float
 ) -> None:
     for noise in noises:
-        magnitude, direction = isotropic(np.array([noise / np.sqrt(length)]), length)
-        assert_allclose(direction[0], exact_turn(noise, length), rtol=error)
+        magnitude, direction = isotropic(noise / np.sqrt(length), length)
+        assert_allclose(direction, exact_turn(noise, length), rtol=error)
         if noise >= 0.01:  # the integral's density is beyond scipy further out
-            assert_allclose(magnitude[0], exact_growth(noise, length), rtol=error)
+            assert_allclose(magnitude, exact_growth(noise, length), rtol=error)
 
 
 def test_small_noise_lengthens_by_a_folded_normal_and_no_power_overflows() -> None:
-    magnitude, direction = isotropic(np.array([1e-9, 1e-30, 1e80, 0.0]), 100)
+    noises = [1e-9, 1e-30, 1e80, 0.0]
+    magnitude, direction = np.array([isotropic(noise, 100) for noise in noises]).T
     assert_allclose(magnitude[:2], np.sqrt(2 / np.pi) * np.array([1e-9, 1e-30]), rtol=1e-6)
     assert_allclose(direction[:3], [99 / 2 * 1e-18, 99 / 2 * 1e-60, 1], rtol=1e-6)
     assert (magnitude[3], direction[3]) == (0, 0)

@@ -19,9 +19,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import erf
 
 from wdecomp.decomposition.columns import ColumnDelta
+from wdecomp.decomposition.compiling import compiled_to_the_letter
 from wdecomp.dtypes import PRECISION, Floats
 
 SUBNORMAL = {"F16": -24}  # exponent of their spacing, where weights do get so small
@@ -70,50 +70,73 @@ def by_chance(delta: ColumnDelta, length: int, rounding: Rounding) -> Chance:
         length: how many weights a column has.
         rounding: of this base to the dtype of the tuned weights.
     """
-    m0 = delta.magnitude_base
-    if not m0.size:
+    figures = delta.magnitude_base, delta.delta_magnitude, delta.delta_direction
+    if not delta.column.size:
         return Chance(math.nan, math.nan, math.nan, rounding.delta_direction)
-    change = distance_squared(delta)
-    sigma = math.sqrt(float(change.sum()) / (m0.size * length))
-    magnitude, direction = isotropic(sigma / m0, length)
-    squares = (m0 / m0.mean()) ** 2
-    along = rounding.along * squares.mean() ** 2 / (squares**2).mean() / length
-    floor = _folded(np.array([rounding.delta_direction]), np.array([math.sqrt(along)]))
-    return Chance(
-        null_delta_magnitude=float((m0 * magnitude).mean()),
-        null_delta_direction=float(direction.mean()),
-        floor_delta_magnitude=float(m0.mean() * floor[0]),
-        floor_delta_direction=rounding.delta_direction,
-    )
+    magnitude, direction, floor = _means(*figures, length, rounding.delta_direction, rounding.along)
+    return Chance(magnitude, direction, floor, rounding.delta_direction)
 
 
-def distance_squared(delta: ColumnDelta) -> Floats:
-    """‖w − w0‖² of every column, by the law of cosines; a sum of squares, in which nothing cancels.
+@compiled_to_the_letter
+def _means(
+    m0: Floats, grown: Floats, turned: Floats, length: int, rounded: float, along: float
+) -> tuple[float, float, float]:
+    """The first three figures of a `Chance`."""
+    change = total = 0.0
+    for j in range(m0.size):
+        change += distance_squared(m0[j], grown[j], turned[j])
+        total += m0[j]
+    sigma, mean = math.sqrt(change / (m0.size * length)), total / m0.size
+    magnitude = direction = squares = fourths = 0.0
+    for j in range(m0.size):
+        growth, turn = isotropic(sigma / m0[j], length)
+        magnitude += m0[j] * growth
+        direction += turn
+        square = (m0[j] / mean) ** 2
+        squares += square
+        fourths += square * square
+    uneven = (squares / m0.size) ** 2 / (fourths / m0.size)
+    floor = mean * _folded(rounded, math.sqrt(along * uneven / length))
+    return magnitude / m0.size, direction / m0.size, floor
 
-    >>> column = np.array([0]), np.array([5.0]), np.array([-1.0]), np.array([0.2])
-    >>> distance_squared(ColumnDelta(*column, 1, 0, 0)).tolist()  # (4, 3) less (4, 0), turned
-    [9.0]
+
+@compiled_to_the_letter
+def distance_squared(m0: float, grown: float, turned: float) -> float:
+    """‖w − w0‖² of a column, by the law of cosines; a sum of squares, in which nothing cancels.
+
+    >>> distance_squared(5.0, -1.0, 0.2)  # (4, 3) less (4, 0), turned
+    9.0
     """
-    m0, grown = delta.magnitude_base, delta.delta_magnitude
-    return np.asarray(grown**2 + 2 * m0 * (m0 + grown) * delta.delta_direction)
+    return grown**2 + 2 * m0 * (m0 + grown) * turned
 
 
-def isotropic(noise: Floats, length: int) -> tuple[Floats, Floats]:
-    """E|m − m0|/m0 and E[1 − cos] of columns under isotropic noise; see the head of this file.
+@compiled_to_the_letter
+def isotropic(noise: float, length: int) -> tuple[float, float]:
+    """E|m − m0|/m0 and E[1 − cos] of a column under isotropic noise; see the head of this file.
 
     A column of one weight has no direction to lose: of it the second is 0.
 
     Args:
-        noise: σ/m0 of every column, with σ the standard deviation of the noise in each element.
+        noise: σ/m0, with σ the standard deviation of the noise in each element.
         length: k, the weights of a column.
     """
-    square = np.minimum(noise, LARGEST) ** 2
+    square = min(noise, LARGEST) ** 2
     across = (length - 1) * square  # T
-    root = np.sqrt(1 + across)
+    root = math.sqrt(1 + across)
     second = square * across / (root * (1 + across))  # s²T/R³
     turned = across / (root * (1 + root)) + 0.75 * second / (1 + across)
     growth = across / (1 + root) + 0.25 * second
-    return _folded(growth, np.sqrt(square * (1 + across / 2)) / root), turned
+    return _folded(growth, math.sqrt(square * (1 + across / 2)) / root), turned
+
+
+@compiled_to_the_letter
+def _folded(mean: float, deviation: float) -> float:
+    """E|X| of a normal X, the mean of the folded normal distribution."""
+    spread = math.sqrt(2) * deviation
+    if spread == 0:
+        return mean
+    ratio = mean / spread
+    return spread / math.sqrt(math.pi) * math.exp(-(ratio**2)) + mean * math.erf(ratio)
 
 
 def rounding_floor(weights: Floats, dtype: str) -> Rounding:
@@ -141,10 +164,3 @@ def rounding_floor(weights: Floats, dtype: str) -> Rounding:
     error = np.ldexp(1 / 12 / energy, 2 * exponent)
     along = finite.size * float(error @ squares) / energy
     return Rounding(float(error.sum()) / 2, along)
-
-
-def _folded(mean: Floats, deviation: Floats) -> Floats:
-    """E|X| of a normal X, the mean of the folded normal distribution."""
-    spread = math.sqrt(2) * deviation
-    ratio = np.divide(mean, spread, out=np.full_like(spread, math.inf), where=spread > 0)
-    return np.asarray(spread / math.sqrt(math.pi) * np.exp(-(ratio**2)) + mean * erf(ratio))

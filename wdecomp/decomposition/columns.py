@@ -10,12 +10,14 @@ Neither subtracts two nearly equal numbers. For an obtuse angle (a + b < 0) 1 �
 number and the direct form is the accurate one.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from wdecomp.dtypes import Floats
+from wdecomp.decomposition.compiling import compiled_to_the_letter
+from wdecomp.dtypes import Array, Floats
 
 SHRUNK = 1e-6  # of a: below it, a + 2b + c has lost the digits of |w|²
 
@@ -56,28 +58,42 @@ def column_delta_from(sums: Floats, direct: Floats | None = None) -> ColumnDelta
         sums: (3, n_columns): a, b, c.
         direct: (3, n_columns): a, Σw·w0, Σw²; taken for the columns that `shrunken` names.
     """
-    a, b, c = sums
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are sorted out below
+    count = sums.shape[1]
+    column, figures = np.empty(count, np.int64), np.empty((3, count))
+    sums = np.ascontiguousarray(sums, np.float64)
+    other = sums if direct is None else np.ascontiguousarray(direct, np.float64)
+    kept, zero = _fill(sums, other, direct is not None, column, figures)
+    m0, grown, turned = figures[:, :kept]
+    return ColumnDelta(column[:kept], m0, grown, turned, count, zero, count - kept - zero)
+
+
+@compiled_to_the_letter
+def _fill(
+    sums: Floats, direct: Floats, has_direct: bool, column: Array, figures: Floats
+) -> tuple[int, int]:
+    """Writes which columns have figures, and the figures; how many those are, and the zero ones."""
+    kept = zero = 0
+    for j in range(sums.shape[1]):
+        a, b, c = sums[0, j], sums[1, j], sums[2, j]
         product, tuned, lag, gap = a + b, a + 2 * b + c, b, c
-        if direct is not None:  # ac − b² = a·Σw² − (Σw·w0)², so the same formula serves
-            small, (_, w0w, ww) = shrunken(sums), direct
-            product, lag = np.where(small, w0w, product), np.where(small, w0w, lag)
-            tuned, gap = np.where(small, ww, tuned), np.where(small, ww, gap)
-        finite = np.isfinite(a) & np.isfinite(tuned) & np.isfinite(c)
-    zero = finite & ((a == 0) | (tuned <= 0))
-    kept = np.flatnonzero(finite & ~zero)
-    of = slice(None) if kept.size == a.size else kept  # nothing to copy
-    # In units of the base column, so that no product leaves the range of float64.
-    b, c, product, tuned, lag, gap = (x[of] / a[of] for x in (b, c, product, tuned, lag, gap))
-    m0, n = np.sqrt(a[of]), np.sqrt(tuned)
-    acute = np.maximum(gap - lag * lag, 0) / (n * (n + np.maximum(product, 0)))
-    obtuse = (n - product) / n
-    return ColumnDelta(
-        column=kept,
-        magnitude_base=m0,
-        delta_magnitude=m0 * (2 * b + c) / (n + 1),
-        delta_direction=np.clip(np.where(product >= 0, acute, obtuse), 0, 2),
-        n_columns=len(finite),
-        n_zero=int(zero.sum()),
-        n_nonfinite=int((~finite).sum()),
-    )
+        if has_direct and tuned < SHRUNK * a and c > 0:
+            product, tuned = direct[1, j], direct[2, j]
+            lag, gap = product, tuned  # ac − b² = a·Σw² − (Σw·w0)², so the same formula serves
+        if not (math.isfinite(a) and math.isfinite(tuned) and math.isfinite(c)):
+            continue
+        if a == 0 or tuned <= 0:
+            zero += 1
+            continue
+        # In units of the base column, so that no product leaves the range of float64.
+        b, c, product, tuned, lag, gap = b / a, c / a, product / a, tuned / a, lag / a, gap / a
+        m0, n = math.sqrt(a), math.sqrt(tuned)
+        if product >= 0:
+            turned = max(gap - lag * lag, 0.0) / (n * (n + product))
+        else:
+            turned = (n - product) / n
+        column[kept] = j
+        figures[0, kept] = m0
+        figures[1, kept] = m0 * (2 * b + c) / (n + 1)
+        figures[2, kept] = min(max(turned, 0.0), 2.0)
+        kept += 1
+    return kept, zero

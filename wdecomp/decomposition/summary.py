@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any
 
 from wdecomp.decomposition.chance import distance_squared
 from wdecomp.decomposition.columns import ColumnDelta
+from wdecomp.decomposition.compiling import compiled_to_the_letter
 from wdecomp.dtypes import Floats
 
 FLOORED = 2.0  # times the floor: what lies below may be rounding for the greater part
@@ -43,28 +43,38 @@ def summarise(delta: ColumnDelta, floor: float = 0.0) -> Summary:
         delta: its columns.
         floor: the ΔD that rounding to the stored dtype gives by itself; NaN if it is unknown.
     """
-    moved, size = delta.delta_magnitude, np.abs(delta.delta_magnitude)
+    figures = delta.magnitude_base, delta.delta_magnitude, delta.delta_direction
+    count = delta.column.size or math.nan
+    size, moved, turned, relative, grown, forced, along, base = _totals(*figures)
+    nothing = forced <= PARALLEL * along or forced <= FLOORED * floor * base
     return Summary(
         n_columns=delta.n_columns,
         n_zero=delta.n_zero,
         n_nonfinite=delta.n_nonfinite,
-        delta_magnitude=_mean(size),
-        delta_direction=_mean(delta.delta_direction),
-        signed_delta_magnitude=_mean(moved),
-        relative_delta_magnitude=_mean(size / delta.magnitude_base),
-        growth_ratio=_growth_ratio(delta, floor),
+        delta_magnitude=size / count,
+        delta_direction=turned / count,
+        signed_delta_magnitude=moved / count,
+        relative_delta_magnitude=relative / count,
+        growth_ratio=math.nan if nothing else grown / forced,
     )
 
 
-def _growth_ratio(delta: ColumnDelta, floor: float) -> float:
-    acute = delta.delta_direction < 1
-    m0, direction = delta.magnitude_base[acute], delta.delta_direction[acute]
-    forced = float((m0 * direction / (1 - direction)).sum())
-    along = PARALLEL * float((distance_squared(delta)[acute] / m0).sum())
-    if forced <= along or forced <= FLOORED * floor * float(m0.sum()):
-        return math.nan
-    return float(delta.delta_magnitude[acute].sum()) / forced
+@compiled_to_the_letter
+def _totals(m0: Floats, grown: Floats, turned: Floats) -> Any:
+    """Sums over the columns, those of `growth_ratio` over columns with ΔD < 1.
 
-
-def _mean(values: Floats) -> float:
-    return float(values.mean()) if values.size else math.nan
+    Σ|m − m0|, Σ(m − m0), ΣΔD, Σ|m − m0|/m0; Σ(m − m0), Σ m0·ΔD/(1 − ΔD), Σ‖w − w0‖²/m0, Σ m0.
+    """
+    size = moved = turn = relative = 0.0
+    growth = forced = along = base = 0.0
+    for j in range(m0.size):
+        size += abs(grown[j])
+        moved += grown[j]
+        turn += turned[j]
+        relative += abs(grown[j]) / m0[j]
+        if turned[j] < 1:
+            growth += grown[j]
+            forced += m0[j] * turned[j] / (1 - turned[j])
+            along += distance_squared(m0[j], grown[j], turned[j]) / m0[j]
+            base += m0[j]
+    return size, moved, turn, relative, growth, forced, along, base
