@@ -22,8 +22,8 @@ from wdecomp.remote import RANGE, RemotePath, Wanted, fetched_ahead
 from wdecomp.scan.plan import Plan, Unit
 
 AHEAD = 256 << 20  # bytes, for each worker
-CHUNK = 8 << 20  # bytes: asked for at a time
-LARGEST = 4 * CHUNK  # bytes
+CHUNK = 8 << 20  # bytes of a disk: asked for at a time
+LARGEST = 4 * RANGE  # bytes of what is elsewhere
 LEAST = 1 << 20  # bytes for which asking a disk is worth while
 TOGETHER = 32 << 20  # bytes of a disk after which what is elsewhere does not wait
 FETCHED = 256 << 20  # bytes that are elsewhere: held before they are taken, and for each worker
@@ -33,13 +33,13 @@ FETCHED_EACH = 64 << 20  # as many more
 class Piece(NamedTuple):
     """Some bytes of a file.
 
-    chunk: bytes that are read at a time.
+    chunk: bytes to ask for at a time where it is elsewhere.
     """
 
     file: Path
     start: int
     length: int
-    chunk: int = CHUNK
+    chunk: int = RANGE
 
 
 def pieces(plan: Plan, units: list[Unit], workers: int) -> Iterator[Piece]:
@@ -150,12 +150,13 @@ def _block(base: Matrix, matrix: Matrix) -> int:
     """Bytes of a matrix that are seen beside a block of its base: they should come together."""
     height = base.height(RANGE)
     size = height * matrix.stored_shape[1] * BITS.get(matrix.dtype, 0) // 8
-    return size if 0 < size <= LARGEST else CHUNK  # of quantised ones each part has its own
+    return size if 0 < size <= LARGEST else RANGE  # of quantised ones each part has its own
 
 
 def _chunks(run: Piece) -> Iterator[Piece]:
-    for start in range(0, run.length, run.chunk):
-        yield Piece(run.file, run.start + start, min(run.chunk, run.length - start))
+    chunk = run.chunk if isinstance(run.file, RemotePath) else CHUNK
+    for start in range(0, run.length, chunk):
+        yield Piece(run.file, run.start + start, min(chunk, run.length - start))
 
 
 def _in_turn(series: Iterable[Iterator[Piece]]) -> Iterator[Piece]:

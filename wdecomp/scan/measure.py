@@ -21,7 +21,7 @@ from wdecomp.decomposition import (
     shrunken,
     sums_on,
 )
-from wdecomp.dtypes import Array, Floats, widen
+from wdecomp.dtypes import Array, widen
 from wdecomp.pairing import Pair
 
 UNCACHED = 32  # times the block that is copied or formed is one that is only looked at
@@ -51,12 +51,12 @@ class Measured:
 
     sums: along both axes.
     direct: (a, Σw·w0, Σw²) where the tuned weights nearly vanished.
-    sample: some of the base's weights; None where they were not read.
+    sample: of the base; None where it was not read.
     """
 
     sums: Sums
     direct: Sums | None
-    sample: Floats | None = None
+    sample: "Sample | None" = None
 
     def columns(self, axis: Axis) -> ColumnDelta:
         """ΔM and ΔD of every column along an axis."""
@@ -67,7 +67,7 @@ class Measured:
         """What rounding the base's weights to the tuned dtype does: nothing for an adapter."""
         if not isinstance(pair.tuned, Matrix) or self.sample is None:
             return UNROUNDED
-        return rounding_floor(self.sample, pair.tuned.dtype)
+        return self.sample.rounding(pair.tuned.dtype)
 
 
 def measure(
@@ -99,7 +99,7 @@ def _measure(
         _pass([pairs[i] for i in again], block_bytes, 1.0, lambda _: None, device) if again else []
     )
     found = dict(zip(again, direct, strict=True))
-    return [Measured(s, found.get(i), sample.weights) for i, s in enumerate(sums)]
+    return [Measured(s, found.get(i), sample) for i, s in enumerate(sums)]
 
 
 class Sample:
@@ -113,6 +113,7 @@ class Sample:
         rows, columns = reversed(shape) if base.input_first else shape
         self._rows = sorted({i * (rows - 1) // (SAMPLE_ROWS - 1) for i in range(SAMPLE_ROWS)})
         self.weights = np.empty((len(self._rows) if rows else 0, min(columns, SAMPLE_WIDTH)))
+        self._known: dict[str, Rounding] = {}
 
     def add(self, block: Array, at: Rectangle) -> None:
         """Takes what it wants of a block, (outputs, inputs)."""
@@ -123,6 +124,12 @@ class Sample:
             stored = block.T if self._input_first else block
             rows = [row - down.start for row in self._rows[first:last]]
             self.weights[first:last, left:right] = widen(stored[rows, : right - left])
+
+    def rounding(self, dtype: str) -> Rounding:
+        """What rounding to a dtype does to such weights, once all of them are there."""
+        if dtype not in self._known:
+            self._known[dtype] = rounding_floor(self.weights, dtype)
+        return self._known[dtype]
 
 
 def _compared(pairs: list[Pair]) -> tuple[int, int]:

@@ -66,8 +66,8 @@ def table_of(some: list[ColumnGroup]) -> pa.Table:
 
 
 @contextmanager
-def columns_writer(path: Path, compression: str = "zstd") -> Iterator[pq.ParquetWriter]:
-    """Writes tables of columns to a new file, a row group each."""
+def columns_writer(path: Path, **options: Any) -> Iterator[pq.ParquetWriter]:
+    """Writes tables of columns to a new file, a row group each; options are pyarrow's."""
     with (
         path.open("xb") as sink,
         pq.ParquetWriter(
@@ -77,7 +77,7 @@ def columns_writer(path: Path, compression: str = "zstd") -> Iterator[pq.Parquet
             column_encoding={"column": "DELTA_BINARY_PACKED"}
             | dict.fromkeys(FIGURES, "BYTE_STREAM_SPLIT"),
             store_schema=False,  # whoever reads the file finds plain text, not dictionaries
-            **FORMAT | {"compression": compression},
+            **FORMAT | options,
         ) as writer,
     ):
         yield writer

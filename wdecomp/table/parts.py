@@ -10,7 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wdecomp.table.columns import ColumnGroup, Run, columns_writer, open_columns, table_of, together
+from wdecomp.table.columns import (
+    WORDS,
+    ColumnGroup,
+    Run,
+    columns_writer,
+    open_columns,
+    table_of,
+    together,
+)
 from wdecomp.table.files import reading
 
 FOOTER = b"wdecomp"
@@ -37,7 +45,7 @@ def write_part(path: Path, part: Part) -> None:
         "inputs": part.inputs,
         "groups": [run for run, _ in groups],
     }
-    with columns_writer(path, compression="none") as writer:
+    with columns_writer(path, compression="none", write_statistics=WORDS) as writer:
         writer.add_key_value_metadata({FOOTER: json.dumps(footer, allow_nan=False)})
         for _, some in groups:
             writer.write_table(table_of(some))
