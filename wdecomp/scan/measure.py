@@ -92,7 +92,8 @@ def measure(
 def _measure(
     pairs: list[Pair], block_bytes: int, on_bytes: Callable[[int], None], device: str
 ) -> list[Measured]:
-    sample = Sample(pairs[0].base, _compared(pairs))
+    rounded = any(isinstance(pair.tuned, Matrix) for pair in pairs)
+    sample = Sample(pairs[0].base, _compared(pairs)) if rounded else None
     sums = _pass(pairs, block_bytes, 0.0, on_bytes, device, sample)
     again = [i for i, s in enumerate(sums) if shrunken(s.output).any() or shrunken(s.input).any()]
     direct = (
