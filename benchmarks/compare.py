@@ -114,7 +114,7 @@ def peers(folder: Path, rounds: int, patience: float) -> None:
 
 
 def scan(folder: Path, rounds: int, _: float) -> None:
-    """Inside this process, on one core and on two; 8 GB with one tuned checkpoint, 10 with three."""
+    """Inside this process, on one core and on two; 8 GB with one tuned checkpoint, or 10."""
     models = [write_models(folder / str(beside), layers, beside) for layers, beside in SCANNED]
     cores = sorted(os.sched_getaffinity(0))
     for count in (1, 2):
