@@ -1,12 +1,7 @@
 """A checkpoint as an index of named matrices, read by row blocks."""
 
 from wdecomp.checkpoint.container import is_adapter, is_there, open_checkpoint
-from wdecomp.checkpoint.elements import (
-    LoadedTensor,
-    PlainTensor,
-    open_elements,
-    read_whole,
-)
+from wdecomp.checkpoint.elements import LoadedTensor, PlainTensor, open_elements, read_whole
 from wdecomp.checkpoint.fingerprint import (
     Span,
     check_unchanged,
