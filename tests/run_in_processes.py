@@ -67,6 +67,6 @@ if __name__ == "__main__":
         steps = train(model(), batches(), loss, settings(method), Path(out), across=how)
         if rank() == 0:
             (Path(out) / "losses.json").write_text(json.dumps([step.loss for step in steps]))
-    # All is written. Gloo's threads outlive the group (DTensor's caches keep it), and one that still
-    # holds a tensor when the interpreter goes aborts the process: pytorch/pytorch#179291.
+    # All is written. Gloo's threads outlive the group (DTensor's caches keep it), and one that
+    # still holds a tensor when the interpreter goes aborts the process: pytorch/pytorch#179291.
     os._exit(0)
