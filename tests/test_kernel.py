@@ -10,7 +10,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from wdecomp.decomposition import STRIP, PlainSums, SharedSums, Sums
+from wdecomp.decomposition import PlainSums, SharedSums, Sums
+from wdecomp.decomposition.kernel import STRIP
 from wdecomp.decomposition.sums import BAND
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]

@@ -5,7 +5,6 @@ from wdecomp.decomposition.chance import UNROUNDED, Chance, Rounding, by_chance,
 from wdecomp.decomposition.columns import ColumnDelta, column_delta_from, shrunken
 from wdecomp.decomposition.compiling import compilation_told, compiled
 from wdecomp.decomposition.device import require_device, sums_on
-from wdecomp.decomposition.kernel import STRIP
 from wdecomp.decomposition.plain import PlainSums
 from wdecomp.decomposition.simd import LANES, load, plus_product, splat, store
 from wdecomp.decomposition.stored import number
@@ -16,7 +15,6 @@ from wdecomp.decomposition.tensors import AXES, Axis, Decomposition, column_delt
 __all__ = [
     "AXES",
     "LANES",
-    "STRIP",
     "UNROUNDED",
     "Axis",
     "Chance",
