@@ -11,8 +11,8 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from wdecomp.decomposition import PlainSums, SharedSums, Sums
-from wdecomp.decomposition.kernel import STRIP
-from wdecomp.decomposition.sums import BAND
+from wdecomp.decomposition.kernel import BAND, STRIP, TURN
+from wdecomp.decomposition.sums import TOGETHER
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 SHAPES = [(3, 5), (4, 16), (7, 45), (40, 100), (BAND + 70, 48), (9, STRIP + 37)]
@@ -81,6 +81,15 @@ def test_pairs_of_one_base_have_the_sums_that_each_has_alone() -> None:
             together.add(base[rows, columns], parts, shares, rows, columns)
     for found, second, share in zip(together.total(), seconds, shares, strict=True):
         _agree(found, _plain(base, second, share))
+
+
+@pytest.mark.parametrize("count", [TOGETHER, TOGETHER + 1, 2 * TOGETHER + 3])
+def test_however_many_pairs_take_turns_each_has_its_own_sums(count: int) -> None:
+    """Over more rows than float32 sums have, the last turn a short one, to a wide base's end."""
+    shape = (BAND + TURN + 7, STRIP + 53)
+    base, *seconds = (_block(k, shape, torch.bfloat16) for k in range(count + 1))
+    for found, second in zip(_added(base, seconds, [1.0] * count), seconds, strict=True):
+        _agree(found, _plain(base, second, 1.0), 2e-6)
 
 
 def test_a_pair_that_wants_float64_has_all_of_it_beside_others_that_do_not() -> None:

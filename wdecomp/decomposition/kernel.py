@@ -7,10 +7,12 @@ For every column, along both axes at once, it adds to
 so that with `share` = 1 the second block t holds the tuned weights, and with `share` = 0 it holds
 their change.
 
-Sums are formed in float32 over at most `STRIP` columns of one block and added up in float64. What
-float32 cannot hold to about 1e-6 is recognised by its sums (`_doubtful`) and formed again in
-float64, strip by strip while it is in the cache. That is enough for whole columns: by
-Cauchy and Schwarz, what holds for a, b and c of every piece of a column holds for their sums.
+Sums are formed in float32 over at most `BAND` rows and `STRIP` columns, and added up in float64.
+What float32 cannot hold to about 1e-6 is recognised by its sums (`_doubtful`) and formed again in
+float64, piece by piece while it is in a cache. That is enough for whole columns: by Cauchy and
+Schwarz, what holds for a, b and c of every piece of a column holds for their sums.
+
+Several pairs that have one base take turns, a few rows each: so the base comes from memory once.
 """
 
 from functools import cache
@@ -36,7 +38,9 @@ from wdecomp.decomposition.simd import (
 from wdecomp.decomposition.stored import array_at, number
 from wdecomp.dtypes import Array, Floats
 
-STRIP = 4096  # columns whose running sums stay in the first-level cache
+BAND = 256  # rows over which a column's sums are formed in float32, at most
+STRIP = 4096  # columns, of a row's; so many running sums stay in the first-level cache
+TURN = 16  # rows of one pair before it is another's turn: they stay in the second-level cache
 # Rows at a time: so often are the columns' sums loaded and stored less. Their own sums must fit
 # into the registers, and rows of 2^n bytes, which want the same places, into the first-level cache.
 TILE = 4 if WIDE else 2
@@ -61,10 +65,8 @@ def kernel(base: Any, second: Any) -> Any:
     """
     blocks = [types.Array(from_dtype(d), 2, "A", readonly=True) for d in (base, second)]
     places, at = types.intp[:, ::1], types.UniTuple(types.intp, 2)
-    sums, running = types.float64[:, :, ::1], types.float32[:, :, ::1]
-    return add_blocks.compile(
-        (*blocks, places, types.float64, sums, sums, at, types.intp, running, types.float32[:, ::1])
-    )
+    sums, running = types.float64[:, :, ::1], types.float32[:, ::1]
+    return add_blocks.compile((*blocks, places, types.float64, sums, sums, at, running, running))
 
 
 @compiled
@@ -76,13 +78,10 @@ def add_blocks(
     rows: Floats,
     columns: Floats,
     at: tuple[int, int],
-    band: int,
     along: Array,
     down: Array,
 ) -> None:
     """Adds the sums (a, b, c) of some pairs of blocks that have one base, in place.
-
-    While a band of the base is in the cache, all that stands beside it has its turn.
 
     Args:
         base: (height, width), as stored; numbers of a row lie side by side.
@@ -93,109 +92,95 @@ def add_blocks(
         rows: (all pairs, 3, matrix height), sums along each row.
         columns: (all pairs, 3, matrix width), sums along each column.
         at: row and column of the matrix at which the block begins.
-        band: rows of one.
-        along: (strips, 3, band), float32, for the running sums of rows.
-        down: (3, at least width), float32, for those of columns.
+        along: (at least 1 + 2 pairs, at least BAND), float32, for the running sums of rows: a,
+            which all pairs have, and from `_first(pair)` on b and c.
+        down: (likewise, at least STRIP or width), float32, for those of columns.
     """
-    for top in range(0, base.shape[0], band):
-        x, here = base[top : top + band], (at[0] + top, at[1])
-        for k in range(len(places)):
-            y = array_at(second, places[k, 0], places[k, 1])[top : top + band]
-            i = places[k, 2]
-            if k == 0:
-                add_block(x, y, share, rows[i], columns[i], here, along, down, None)
-            else:
-                add_block(x, y, share, rows[i], columns[i], here, along, down, 0)
+    height, width = base.shape
+    tiled, even = height - height % TILE, width - width % LANES
+    for top in range(0, tiled, BAND):
+        bottom = min(top + BAND, tiled)
+        for left in range(0, even, STRIP):
+            part = (top, bottom, left, min(left + STRIP, even))
+            _form(base, second, places, share, part, along, down)
+            for pair in range(len(places)):
+                y, i = _second(second, places, pair), places[pair, 2]
+                _add(base, y, share, rows[i], columns[i], at, part, along, down, pair)
+    for pair in range(len(places)):
+        y, i = _second(second, places, pair), places[pair, 2]
+        for part in ((0, tiled, even, width), (tiled, height, 0, width)):
+            add_exactly(base, y, share, rows[i], columns[i], at, part)
 
 
 @compiled
-def add_block(
-    base: Array,
-    second: Array,
-    share: float,
-    rows: Floats,
-    columns: Floats,
-    at: tuple[int, int],
-    along: Array,
-    down: Array,
-    known: int | None,
-) -> None:
-    """Adds the sums (a, b, c) of one pair of blocks, in place.
-
-    Args:
-        base: (height, width), as stored; numbers of a row lie side by side.
-        second: (height, width), likewise: the tuned weights or their change.
-        share: 1.0 or 0.0, see above.
-        rows: (3, matrix height), sums along each row.
-        columns: (3, matrix width), sums along each column.
-        at: row and column of the matrix at which the block begins.
-        along: (strips, 3, at least height), float32, where the sums of each strip's rows form.
-        down: (3, at least width), float32, where those of its columns do.
-        known: None; or a number if the last call was for the same block of the base. Its a then
-            still stands in `along` and `down`, and is not formed again.
-    """
-    height, width = base.shape
-    for left in range(0, width, STRIP):
-        right = min(left + STRIP, width)
-        tiled = height - height % TILE
-        even = right - (right - left) % LANES
-        if tiled == 0 or even == left:
-            tiled, even = 0, right
-        else:
-            x, y, of_rows = base[:tiled, left:even], second[:tiled, left:even], along[left // STRIP]
-            _add_tiles(x, y, share, of_rows, down[:, left:even], known)
-            if (
-                _doubtful(of_rows, 0, tiled)
-                or _doubtful(down, left, even)
-                or (not of_rows[2, :tiled].any() and _differs(x, y, share))
-            ):
-                part = (0, tiled, left, even)
-                add_exactly(base, second, share, rows, columns, at, part)
-            else:
-                _increase(rows, at[0], of_rows, 0, tiled)
-                _increase(columns, at[1] + left, down, left, even)
-        for part in ((0, tiled, even, right), (tiled, height, left, right)):
-            add_exactly(base, second, share, rows, columns, at, part)
+def _second(like: Array, places: Array, pair: int) -> Array:
+    found: Array = array_at(like, places[pair, 0], places[pair, 1])
+    return found
 
 
 @compiled
-def _add_tiles(
-    base: Array, second: Array, share: float, along: Array, down: Array, known: int | None
-) -> None:
-    """The sums of one strip, in float32, written over what `along` and `down` hold."""
-    height, width = base.shape
+def _first(pair: int) -> int:
+    """Where the running sums of a pair begin, after those that all have."""
+    return 1 + 2 * pair
+
+
+@compiled
+def _form(
+    base: Array, second: Array, places: Array, share: float,
+    part: tuple[int, int, int, int], along: Array, down: Array,
+) -> None:  # fmt: skip
+    """The running sums of all pairs over a part of their blocks, instead of what they were."""
+    top, bottom, left, right = part
     before = flush_denormals()
-    zero, part = splat(0.0), splat(share)
-    for j in range(0, width, LANES):
-        if known is None:
-            store(down, 0, j, zero)
-        store(down, 1, j, zero)
-        store(down, 2, j, zero)
-    for i in range(0, height, TILE):
-        row0 = row1 = row2 = row3 = (zero, zero, zero)
-        for j in range(0, width, LANES):
-            for k in range(i + AHEAD, i + AHEAD + TILE):
-                if known is None:
-                    prefetch(base, k, j)
-                prefetch(second, k, j)
-            column = load(down, 0, j), load(down, 1, j), load(down, 2, j)
-            row0, column = _step(load(base, i, j), load(second, i, j), part, row0, column)
-            row1, column = _step(load(base, i + 1, j), load(second, i + 1, j), part, row1, column)
-            if TILE == 4:
-                x, y = load(base, i + 2, j), load(second, i + 2, j)
-                row2, column = _step(x, y, part, row2, column)
-                x, y = load(base, i + 3, j), load(second, i + 3, j)
-                row3, column = _step(x, y, part, row3, column)
-            if known is None:
-                store(down, 0, j, column[0])
-            store(down, 1, j, column[1])
-            store(down, 2, j, column[2])
-        _end_row(along, i, row0, known)
-        _end_row(along, i + 1, row1, known)
-        if TILE == 4:
-            _end_row(along, i + 2, row2, known)
-            _end_row(along, i + 3, row3, known)
+    zero = splat(0.0)
+    for k in range(_first(len(places))):
+        for j in range(0, right - left, LANES):
+            store(down, k, j, zero)
+    for start in range(top, bottom, TURN):
+        for pair in range(len(places)):
+            y = _second(second, places, pair)
+            for i in range(start, min(start + TURN, bottom), TILE):
+                here = base[i:, left:right], y[i:, left:right], share, i - top, along, down
+                if pair == 0:
+                    _add_tile(*here, pair, None)
+                else:
+                    _add_tile(*here, pair, 0)
     restore(before)
+
+
+@compiled
+def _add_tile(
+    base: Array, second: Array, share: float, at: int,
+    along: Array, down: Array, pair: int, known: int | None,
+) -> None:  # fmt: skip
+    """The first `TILE` rows of two blocks, into the running sums; their own are those from `at` on.
+
+    known: None where a is to be formed, a number where the pair before did that.
+    """
+    zero, part = splat(0.0), splat(share)
+    row0 = row1 = row2 = row3 = (zero, zero, zero)
+    b = _first(pair)
+    c = b + 1
+    for j in range(0, base.shape[1], LANES):
+        for i in range(AHEAD, AHEAD + TILE):
+            if known is None:
+                prefetch(base, i, j)
+            prefetch(second, i, j)
+        column = load(down, 0, j), load(down, b, j), load(down, c, j)
+        row0, column = _step(load(base, 0, j), load(second, 0, j), part, row0, column)
+        row1, column = _step(load(base, 1, j), load(second, 1, j), part, row1, column)
+        if TILE == 4:
+            row2, column = _step(load(base, 2, j), load(second, 2, j), part, row2, column)
+            row3, column = _step(load(base, 3, j), load(second, 3, j), part, row3, column)
+        if known is None:
+            store(down, 0, j, column[0])
+        store(down, b, j, column[1])
+        store(down, c, j, column[2])
+    _end_row(along, at, row0, b, known)
+    _end_row(along, at + 1, row1, b, known)
+    if TILE == 4:
+        _end_row(along, at + 2, row2, b, known)
+        _end_row(along, at + 3, row3, b, known)
 
 
 @compiled
@@ -212,19 +197,40 @@ def _plus_squares(sums: Vectors, x: Vector, d: Vector) -> Vectors:
 
 
 @compiled
-def _end_row(along: Array, i: int, row: Vectors, known: int | None) -> None:
+def _end_row(along: Array, i: int, row: Vectors, b: int, known: int | None) -> None:
     if known is None:
         along[0, i] = total(row[0])
-    along[1, i] = total(row[1])
-    along[2, i] = total(row[2])
+    along[b, i] = total(row[1])
+    along[b + 1, i] = total(row[2])
 
 
 @compiled
-def _doubtful(sums: Array, start: int, stop: int) -> bool:
-    """Whether any of these sums is not as good in float32 as it would be in float64."""
-    bad = np.float32(0)
-    all_a, all_b, all_c = sums[0, start:stop], sums[1, start:stop], sums[2, start:stop]
-    for j in range(stop - start):
+def _add(
+    base: Array, second: Array, share: float, rows: Floats, columns: Floats, at: tuple[int, int],
+    part: tuple[int, int, int, int], along: Array, down: Array, pair: int,
+) -> None:  # fmt: skip
+    """Adds what one pair's running sums hold; what they cannot hold is formed again."""
+    top, bottom, left, right = part
+    height, width = bottom - top, right - left
+    x, y = base[top:bottom, left:right], second[top:bottom, left:right]
+    still = not along[_first(pair) + 1, :height].any()
+    if (
+        _doubtful(along, pair, height)
+        or _doubtful(down, pair, width)
+        or (still and _differs(x, y, share))
+    ):
+        add_exactly(base, second, share, rows, columns, at, part)
+    else:
+        _increase(rows, at[0] + top, along, pair, height)
+        _increase(columns, at[1] + left, down, pair, width)
+
+
+@compiled
+def _doubtful(sums: Array, pair: int, count: int) -> bool:
+    """Whether any of a pair's sums is not as good in float32 as it would be in float64."""
+    bad, first = np.float32(0), _first(pair)
+    all_a, all_b, all_c = sums[0, :count], sums[first, :count], sums[first + 1, :count]
+    for j in range(count):
         a, b, c = all_a[j], all_b[j], all_c[j]
         told_apart = (c >= LEAST_C) & (c <= MOST) & (b * b <= MOST_PARALLEL * (a * c))
         good = (a >= LEAST_A) & (a <= MOST) & ((c == 0) | told_apart)
@@ -243,11 +249,12 @@ def _differs(base: Array, second: Array, share: float) -> bool:
 
 
 @compiled
-def _increase(sums: Floats, first: int, by: Array, start: int, stop: int) -> None:
-    """Adds `by` from `start` to `stop` to the sums from the `first` on."""
-    for k in range(3):
-        into, part = sums[k, first : first + stop - start], by[k, start:stop]
-        for j in range(stop - start):
+def _increase(sums: Floats, at: int, by: Array, pair: int, count: int) -> None:
+    """Adds a pair's running sums to its sums from `at` on."""
+    first = _first(pair)
+    for k, of in enumerate((0, first, first + 1)):
+        into, part = sums[k, at : at + count], by[of, :count]
+        for j in range(count):
             into[j] += part[j]
 
 

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from wdecomp.decomposition.blocks import readable, runs_along_rows
-from wdecomp.decomposition.kernel import STRIP, TILE, add_exactly, kernel
+from wdecomp.decomposition.kernel import BAND, STRIP, add_exactly, kernel
 from wdecomp.dtypes import Array, Floats
 
-BAND = 256  # rows over which a column's sums are formed in float32, at most
+TOGETHER = 8  # pairs whose running sums stay in the second-level cache
 LINE = 16  # float32 of a cache line
 APART = 11 * LINE
-CACHED = 768 << 10  # bytes of the base that stay in a core's second-level cache
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,9 @@ class SharedSums:
     def __init__(self, shape: tuple[int, int], count: int) -> None:
         outputs, inputs = shape
         self._output, self._input = np.zeros((count, 3, outputs)), np.zeros((count, 3, inputs))
-        self._room: dict[tuple[int, int], tuple[Array, Array]] = {}  # for running sums, by size
+        running = 1 + 2 * min(count, TOGETHER)
+        self._along = np.empty((running, BAND), np.float32)
+        self._down = _aligned(running, min(max(shape), STRIP))
 
     def add(
         self,
@@ -71,47 +72,35 @@ class SharedSums:
                 for i in which:
                     add_exactly(base, seconds[i], share, rows[i], columns[i], at, part)
                 continue
-            band = _band(base, len(which))
-            kernel(base.dtype, dtype)(
-                base,
-                seconds[which[0]],
-                np.array([(*_place(seconds[i]), i) for i in which], np.intp),
-                share,
-                rows,
-                columns,
-                at,
-                band,
-                *self._running(band, base.shape[1]),
-            )
-
-    def _running(self, band: int, width: int) -> tuple[Array, Array]:
-        """Room for the float32 sums of rows and of columns."""
-        if (band, width) not in self._room:
-            along = np.empty((-(-width // STRIP), 3, band), np.float32)
-            self._room[band, width] = along, _aligned(width)
-        return self._room[band, width]
+            for first in range(0, len(which), TOGETHER):
+                some = which[first : first + TOGETHER]
+                kernel(base.dtype, dtype)(
+                    base,
+                    seconds[some[0]],
+                    np.array([(*_place(seconds[i]), i) for i in some], np.intp),
+                    share,
+                    rows,
+                    columns,
+                    at,
+                    self._along,
+                    self._down,
+                )
 
     def total(self) -> list[Sums]:
         """The sums of every pair."""
         return [Sums(*each) for each in zip(self._output, self._input, strict=True)]
 
 
-def _band(base: Array, pairs: int) -> int:
-    """How many rows at a time: with several pairs, so many that they stay in the cache."""
-    fitting = CACHED // (min(base.shape[1], STRIP) * base.itemsize)
-    return BAND if pairs == 1 else max(min(fitting - fitting % TILE, BAND), TILE)
-
-
-def _aligned(width: int) -> Array:
-    """Room for (3, at least width) sums, whose rows begin at cache lines.
+def _aligned(count: int, width: int) -> Array:
+    """Room for (count, at least width) sums, whose rows begin at cache lines.
 
     A vector across two lines is loaded twice. Rows of 2^n bytes would want the same places of the
     cache, as those of the matrices do: these are longer.
     """
     length = -(-width // LINE) * LINE + APART
-    room = np.empty(3 * length + LINE, np.float32)
+    room = np.empty(count * length + LINE, np.float32)
     start = -room.ctypes.data % (4 * LINE) // 4
-    return room[start : start + 3 * length].reshape(3, length)
+    return room[start : start + count * length].reshape(count, length)
 
 
 def _place(block: Array) -> tuple[int, int]:
