@@ -123,10 +123,12 @@ def isotropic(noise: float, length: int) -> tuple[float, float]:
     square = min(noise, LARGEST) ** 2
     across = (length - 1) * square  # T
     root = math.sqrt(1 + across)
-    second = square * across / (root * (1 + across))  # s²T/R³
-    turned = across / (root * (1 + root)) + 0.75 * second / (1 + across)
-    growth = across / (1 + root) + 0.25 * second
-    return _folded(growth, math.sqrt(square * (1 + across / 2)) / root), turned
+    per_root = 1 / root
+    second = square * across * per_root**3  # s²T/R³
+    longer = across / (1 + root)  # R − 1
+    turned = longer * per_root + 0.75 * second * per_root**2
+    deviation = math.sqrt(square * (1 + across / 2)) * per_root
+    return _folded(longer + 0.25 * second, deviation), turned
 
 
 @compiled_to_the_letter

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from itertools import chain, zip_longest
 from pathlib import Path
 from threading import Condition
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from wdecomp.adapter import Adapted, OnOtherBase
 from wdecomp.checkpoint import Matrix, StoredTensor, spans
@@ -22,8 +22,10 @@ from wdecomp.remote import RANGE, RemotePath, Wanted, fetched_ahead
 from wdecomp.scan.plan import Plan, Unit
 
 AHEAD = 256 << 20  # bytes, for each worker
+SHARES = 4  # of these bytes: what is gone through before more are asked for
 CHUNK = 8 << 20  # bytes of a disk: asked for at a time
 LARGEST = 4 * RANGE  # bytes of what is elsewhere
+OPEN = 64  # files of a disk, at a time
 LEAST = 1 << 20  # bytes for which asking a disk is worth while
 TOGETHER = 32 << 20  # bytes of a disk after which what is elsewhere does not wait
 FETCHED = 256 << 20  # bytes that are elsewhere: held before they are taken, and for each worker
@@ -66,29 +68,38 @@ def _elsewhere(wanted: Iterator[Piece], progress: "_Progress") -> Iterator[Wante
     None after some of these: what stands before it is not to wait until they are within reach.
     """
     passed = 0
-    for piece in wanted:
-        if isinstance(piece.file, RemotePath):
-            yield Wanted(piece.file, piece.start, piece.start + piece.length)
-            continue
-        passed += piece.length
-        if passed >= TOGETHER:
-            yield None
-            passed = 0
-        if not progress.take(piece.length):
-            return
-        _advise(piece)
+    with _Disk() as disk:
+        for piece in wanted:
+            if isinstance(piece.file, RemotePath):
+                yield Wanted(piece.file, piece.start, piece.start + piece.length)
+                continue
+            passed += piece.length
+            if passed >= TOGETHER:
+                yield None
+                passed = 0
+            if not progress.take(piece.length):
+                return
+            disk.advise(piece)
 
 
 class _Progress:
+    """How far ahead the disk has been asked for.
+
+    Whoever asks sleeps until a share of the reach is free: a worker that wakes another thread for
+    every block pays for it.
+    """
+
     def __init__(self, reach: int) -> None:
         self._left, self._stopped, self._changed = reach, False, Condition()
+        self._worth = reach // SHARES
 
     def advance(self, count: int | None) -> None:
         """So many bytes more have been gone through; None ends it all."""
         with self._changed:
             self._stopped |= count is None
             self._left += count or 0
-            self._changed.notify()
+            if self._stopped or self._left >= self._worth:
+                self._changed.notify()
 
     def take(self, count: int) -> bool:
         """Waits until so many bytes are within reach; False where it has ended."""
@@ -98,23 +109,41 @@ class _Progress:
             return not self._stopped
 
 
-def _advise(piece: Piece) -> None:
-    if not hasattr(os, "posix_fadvise"):
-        return
-    with suppress(OSError):  # whoever reads it will say what is wrong
-        descriptor = os.open(piece.file, os.O_RDONLY)
-        try:
+class _Disk:
+    """Files that the disk is asked for; each is opened once, as long as there are not too many."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in tuple(self._open):
+            os.close(self._open.pop(file))
+
+    def advise(self, piece: Piece) -> None:
+        """Asks for what the page cache has not."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        with suppress(OSError):  # whoever reads it will say what is wrong
+            descriptor = self._descriptor(piece.file)
             if not _is_cached(descriptor, piece):
                 os.posix_fadvise(descriptor, piece.start, piece.length, os.POSIX_FADV_WILLNEED)
-        finally:
-            os.close(descriptor)
+
+    def _descriptor(self, file: Path) -> int:
+        if file not in self._open:
+            if len(self._open) == OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[file] = os.open(file, os.O_RDONLY)
+        return self._open[file]
 
 
 def _is_cached(descriptor: int, piece: Piece) -> bool:
-    """Whether the first and the last byte can be had without waiting for the disk."""
+    """Whether its last byte can be had without waiting for the disk: then the others can."""
     try:
-        ends = piece.start, piece.start + piece.length - 1
-        return all(os.preadv(descriptor, [bytearray(1)], at, os.RWF_NOWAIT) for at in ends)
+        at = piece.start + piece.length - 1
+        return os.preadv(descriptor, [bytearray(1)], at, os.RWF_NOWAIT) == 1
     except OSError:
         return False
 
