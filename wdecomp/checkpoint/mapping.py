@@ -12,6 +12,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from os import fstat
 from threading import Lock
 from typing import ClassVar
 
@@ -20,7 +22,9 @@ import numpy as np
 from wdecomp.dtypes import Array
 
 WIDEST = 32 << 20  # bytes of a window: wider ones are no faster
+HUGE = 2 << 20  # bytes of a page where the page cache has large ones and they are mapped whole
 LEAST = 256 << 10  # bytes for which a mapping is worth while
+NOTHING: Array = np.empty(0, np.uint8)
 
 
 class Window:
@@ -32,20 +36,21 @@ class Window:
     _open: ClassVar[set["Window"]] = set()
 
     def __init__(self, descriptor: int, start: int, length: int) -> None:
-        skip = start % mmap.ALLOCATIONGRANULARITY
-        flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-        mapped = mmap.mmap(descriptor, skip + length, flags, mmap.PROT_READ, offset=start - skip)
-        self.bytes: Array = np.frombuffer(mapped, np.uint8)[skip:]
-        self.stop = start + length
+        skip, self.stop = start % HUGE, start + length
+        first, size = start - skip, fstat(descriptor).st_size
+        end = min(self.stop - self.stop % -HUGE, max(self.stop, size))
+        mapped = mmap.mmap(descriptor, end - first, mmap.MAP_SHARED, mmap.PROT_READ, offset=first)
+        every: Array = np.frombuffer(mapped, np.uint8)
+        self.bytes = every[skip : skip + length]
         self.damaged = False
-        self._first = self.bytes.ctypes.data - skip
-        self._length = skip + length
+        self._first, self._length = every.ctypes.data, every.size
         self._open.add(self)
+        _populate(self._first + skip, length)
 
     def close(self) -> None:
         """Gives the pages back; whoever still holds a view of them keeps them."""
         self._open.discard(self)
-        self.bytes = np.empty(0, np.uint8)
+        self.bytes = NOTHING
 
     @classmethod
     def at(cls, address: int) -> "Window | None":
@@ -67,6 +72,7 @@ class _Action(ctypes.Structure):
 
 _SIGINFO = 4  # the handler is told the address
 _ADDRESS_AT = 16  # in its siginfo_t
+_POPULATE_READ = 22  # MADV_POPULATE_READ, since Linux 5.14
 _FIXED = 0x10  # MAP_FIXED: over the page that is there
 _lock = Lock()
 _depth = 0
@@ -127,10 +133,21 @@ def _on_lost_page(number: int, info: int, _: int) -> None:
 _before = _Action()
 
 
+def _populate(address: int, length: int) -> None:
+    """Has the pages of a window ready, without holding the interpreter as Python's mmap would.
+
+    An older kernel cannot; pages that cannot be had are seen to be damaged when they are touched.
+    """
+    page = address - address % mmap.PAGESIZE
+    _libc().madvise(page, address + length - page, _POPULATE_READ)
+
+
+@cache
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [
         ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
     ]  # fmt: skip
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return libc
