@@ -2,7 +2,7 @@
 
 from wdecomp.decomposition.blocks import readable, runs_along_rows
 from wdecomp.decomposition.chance import UNROUNDED, Chance, Rounding, by_chance, rounding_floor
-from wdecomp.decomposition.columns import ColumnDelta, column_delta_from, shrunken
+from wdecomp.decomposition.columns import ColumnDelta, any_shrunken, column_delta_from
 from wdecomp.decomposition.compiling import compilation_told, compiled
 from wdecomp.decomposition.device import require_device, sums_on
 from wdecomp.decomposition.plain import PlainSums
@@ -25,6 +25,7 @@ __all__ = [
     "SharedSums",
     "Summary",
     "Sums",
+    "any_shrunken",
     "by_chance",
     "column_delta",
     "column_delta_from",
@@ -38,7 +39,6 @@ __all__ = [
     "require_device",
     "rounding_floor",
     "runs_along_rows",
-    "shrunken",
     "splat",
     "store",
     "summarise",

@@ -44,11 +44,22 @@ class ColumnDelta:
     n_nonfinite: int
 
 
-def shrunken(sums: Floats) -> npt.NDArray[np.bool_]:
-    """Columns whose tuned weights nearly vanished: their sums want Σw² and Σw·w0 themselves."""
-    a, b, c = sums
-    with np.errstate(invalid="ignore"):
-        return np.asarray((a + 2 * b + c < SHRUNK * a) & (c > 0))
+def any_shrunken(sums: Floats) -> bool:
+    """Whether the tuned weights of a column nearly vanished: it wants Σw² and Σw·w0 themselves."""
+    return bool(_any_shrunken(np.ascontiguousarray(sums, np.float64)))
+
+
+@compiled_to_the_letter
+def _any_shrunken(sums: Floats) -> bool:
+    found = False
+    for j in range(sums.shape[1]):
+        found |= _is_shrunken(sums[0, j], sums[1, j], sums[2, j])
+    return found
+
+
+@compiled_to_the_letter
+def _is_shrunken(a: float, b: float, c: float) -> bool:
+    return (a + 2 * b + c < SHRUNK * a) & (c > 0)
 
 
 def column_delta_from(sums: Floats, direct: Floats | None = None) -> ColumnDelta:
@@ -56,7 +67,7 @@ def column_delta_from(sums: Floats, direct: Floats | None = None) -> ColumnDelta
 
     Args:
         sums: (3, n_columns): a, b, c.
-        direct: (3, n_columns): a, Σw·w0, Σw²; taken for the columns that `shrunken` names.
+        direct: (3, n_columns): a, Σw·w0, Σw²; taken for the columns that are shrunken.
     """
     count = sums.shape[1]
     column, figures = np.empty(count, np.int64), np.empty((3, count))
@@ -76,7 +87,7 @@ def _fill(
     for j in range(sums.shape[1]):
         a, b, c = sums[0, j], sums[1, j], sums[2, j]
         product, tuned, lag, gap = a + b, a + 2 * b + c, b, c
-        if has_direct and tuned < SHRUNK * a and c > 0:
+        if has_direct and _is_shrunken(a, b, c):
             product, tuned = direct[1, j], direct[2, j]
             lag, gap = product, tuned  # ac − b² = a·Σw² − (Σw·w0)², so the same formula serves
         if not (math.isfinite(a) and math.isfinite(tuned) and math.isfinite(c)):

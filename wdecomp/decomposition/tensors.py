@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wdecomp.decomposition.columns import ColumnDelta, column_delta_from, shrunken
+from wdecomp.decomposition.columns import ColumnDelta, any_shrunken, column_delta_from
 from wdecomp.decomposition.sums import SharedSums, Sums
 from wdecomp.dtypes import Array, Floats, widen
 
@@ -77,7 +77,7 @@ def column_delta(base: Any, tuned: Any, axis: Axis = "output") -> ColumnDelta:
         raise ValueError(f"base is {w0.shape}, tuned is {w.shape}, expected the same shape.")
     sums = _summed(w0, w, share=1.0)
     picked = getattr(sums, _checked(axis))
-    direct = getattr(_summed(w0, w, share=0.0), axis) if shrunken(picked).any() else None
+    direct = getattr(_summed(w0, w, share=0.0), axis) if any_shrunken(picked) else None
     return column_delta_from(picked, direct)
 
 

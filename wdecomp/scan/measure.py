@@ -16,9 +16,9 @@ from wdecomp.decomposition import (
     ColumnDelta,
     Rounding,
     Sums,
+    any_shrunken,
     column_delta_from,
     rounding_floor,
-    shrunken,
     sums_on,
 )
 from wdecomp.dtypes import Array, widen
@@ -95,7 +95,7 @@ def _measure(
     rounded = any(isinstance(pair.tuned, Matrix) for pair in pairs)
     sample = Sample(pairs[0].base, _compared(pairs)) if rounded else None
     sums = _pass(pairs, block_bytes, 0.0, on_bytes, device, sample)
-    again = [i for i, s in enumerate(sums) if shrunken(s.output).any() or shrunken(s.input).any()]
+    again = [i for i, s in enumerate(sums) if any_shrunken(s.output) or any_shrunken(s.input)]
     direct = (
         _pass([pairs[i] for i in again], block_bytes, 1.0, lambda _: None, device) if again else []
     )

@@ -20,6 +20,13 @@ from wdecomp.table.files import FORMAT
 from wdecomp.table.schema import COLUMNS, FIGURES
 
 WORDS = ["parameter", "axis"]
+COUNTED = {"column": "DELTA_BINARY_PACKED"}
+TO_COMPRESS = COUNTED | dict.fromkeys(FIGURES, "BYTE_STREAM_SPLIT")
+QUICK: dict[str, Any] = {  # to be read once, soon
+    "compression": "none",
+    "column_encoding": COUNTED | dict.fromkeys(FIGURES, "PLAIN"),
+    "write_statistics": WORDS,
+}
 FEWEST_ROWS = 4096  # of a row group that no other matrix is added to
 DROPPED = 29  # bits of a float64's significand that float32's has not
 
@@ -74,10 +81,8 @@ def columns_writer(path: Path, **options: Any) -> Iterator[pq.ParquetWriter]:
             sink,
             COLUMNS,
             use_dictionary=WORDS,
-            column_encoding={"column": "DELTA_BINARY_PACKED"}
-            | dict.fromkeys(FIGURES, "BYTE_STREAM_SPLIT"),
             store_schema=False,  # whoever reads the file finds plain text, not dictionaries
-            **FORMAT | options,
+            **FORMAT | {"column_encoding": TO_COMPRESS} | options,
         ) as writer,
     ):
         yield writer
@@ -85,9 +90,14 @@ def columns_writer(path: Path, **options: Any) -> Iterator[pq.ParquetWriter]:
 
 @contextmanager
 def open_columns(path: Path) -> Iterator[pq.ParquetFile]:
-    """A file of columns, as `COLUMNS` types them."""
+    """A file of columns."""
     with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=WORDS) as file:
         yield file
+
+
+def read_group(file: pq.ParquetFile, i: int) -> pa.Table:
+    """A row group, as `COLUMNS` types it."""
+    return pa.table(file.read_row_group(i).columns, schema=COLUMNS)
 
 
 def groups_of(metadata: Any, wanted: set[str] | None, axis: str) -> Iterator[int]:

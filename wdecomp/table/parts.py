@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wdecomp.table.columns import (
-    WORDS,
+    QUICK,
     ColumnGroup,
     Run,
     columns_writer,
     open_columns,
+    read_group,
     table_of,
     together,
 )
@@ -45,7 +46,7 @@ def write_part(path: Path, part: Part) -> None:
         "inputs": part.inputs,
         "groups": [run for run, _ in groups],
     }
-    with columns_writer(path, compression="none", write_statistics=WORDS) as writer:
+    with columns_writer(path, **QUICK) as writer:
         writer.add_key_value_metadata({FOOTER: json.dumps(footer, allow_nan=False)})
         for _, some in groups:
             writer.write_table(table_of(some))
@@ -78,7 +79,7 @@ def read_groups(path: Path, run: Run) -> Iterator[pa.Table]:
         groups = _footer(file.schema_arrow)["groups"]
         for i, (name, step) in enumerate(groups):
             if (name, step) == run:
-                yield file.read_row_group(i).replace_schema_metadata(None)
+                yield read_group(file, i)
 
 
 def _footer(schema: pa.Schema) -> Any:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from wdecomp.errors import ResultsError, some
 from wdecomp.remote.urls import is_url
-from wdecomp.table.columns import groups_of, open_columns, picked
+from wdecomp.table.columns import groups_of, open_columns, picked, read_group
 from wdecomp.table.files import reading
 from wdecomp.table.schema import COLUMNS, FACTS, FITS, MODULES, SPECTRA, VERSION
 
@@ -125,7 +125,7 @@ class Results:
         with reading(file), open_columns(file) as parquet:
             tables = [COLUMNS.empty_table()]
             for i in groups_of(parquet.metadata, wanted, axis):
-                tables.append(picked(parquet.read_row_group(i), wanted, axis, every))
+                tables.append(picked(read_group(parquet, i), wanted, axis, every))
             return as_pandas(pa.concat_tables(tables))
 
     def _last_step(self, run: str) -> int | None:

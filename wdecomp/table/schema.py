@@ -141,12 +141,12 @@ FITS = pa.schema(
 WORD = pa.dictionary(pa.int32(), pa.string())  # a name is kept once, not in every row
 COLUMNS = pa.schema(
     [
-        ("parameter", WORD),
-        ("axis", WORD),
-        ("column", pa.int32()),
-        ("magnitude_base", pa.float64()),
-        ("delta_magnitude", pa.float64()),
-        ("delta_direction", pa.float64()),
+        pa.field("parameter", WORD, nullable=False),
+        pa.field("axis", WORD, nullable=False),
+        pa.field("column", pa.int32(), nullable=False),
+        pa.field("magnitude_base", pa.float64(), nullable=False),
+        pa.field("delta_magnitude", pa.float64(), nullable=False),
+        pa.field("delta_direction", pa.float64(), nullable=False),
     ]
 )
 FIGURES = ["magnitude_base", "delta_magnitude", "delta_direction"]
