@@ -9,9 +9,11 @@ from wdecomp.adapter.torchtune import misordered
 from wdecomp.adapter.updates import (
     Adapted,
     ChangeReader,
+    FactorsReader,
     Magnitude,
     OnOtherBase,
     OtherBaseReader,
+    summed_reader,
 )
 from wdecomp.adapter.vera import Vera
 
@@ -24,6 +26,7 @@ __all__ = [
     "Adapter",
     "ChangeReader",
     "ExpertStack",
+    "FactorsReader",
     "Magnitude",
     "ModuleUpdate",
     "OnOtherBase",
@@ -31,4 +34,5 @@ __all__ = [
     "Vera",
     "misordered",
     "read_adapter",
+    "summed_reader",
 ]

@@ -15,6 +15,7 @@ import numpy as np
 from wdecomp.adapter.change import Index, fit, numbers
 from wdecomp.adapter.thin import ThinProduct
 from wdecomp.checkpoint import Matrix, PlainTensor
+from wdecomp.decomposition import LowRankBlock, runs_along_rows
 from wdecomp.dtypes import Array
 
 
@@ -30,9 +31,20 @@ class Product:
 
     def delta(self, w0: Array, outputs: Index, inputs: slice) -> Array:
         """Laid out in memory as `w0` is, for the kernel."""
-        if w0.strides[0] < w0.strides[1]:
-            return self._thin.of(self.right.T, inputs, self.left.T, outputs).T
-        return self._thin.of(self.left, outputs, self.right, inputs)
+        if runs_along_rows(w0):
+            return self._thin.of(self.left, outputs, self.right, inputs)
+        return self._thin.of(self.right.T, inputs, self.left.T, outputs).T
+
+    @property
+    def is_float64(self) -> bool:
+        """Whether a factor is stored so: then its product is formed so."""
+        return np.float64 in (self.left.dtype, self.right.dtype)
+
+    def factors(self, w0: Array, outputs: Index, inputs: slice) -> LowRankBlock:
+        """`delta`, not multiplied yet; in float32."""
+        if runs_along_rows(w0):
+            return self._thin.factors(self.left, outputs, self.right, inputs)
+        return self._thin.factors(self.right.T, inputs, self.left.T, outputs).T
 
 
 @dataclass(frozen=True)

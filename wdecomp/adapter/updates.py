@@ -8,6 +8,7 @@ or per input feature (a channel, in a convolution). D is formed in float32 or wi
 float64. ΔW is never added to W0 or rounded to the dtype of the base, which would lose most of it.
 """
 
+import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Self
@@ -16,6 +17,7 @@ import numpy as np
 
 from wdecomp.adapter.change import Index, Memory, Update, index, numbers
 from wdecomp.adapter.directions import rescaled, squares
+from wdecomp.adapter.low_rank import Product
 from wdecomp.checkpoint import (
     BLOCK_BYTES,
     Matrix,
@@ -26,7 +28,7 @@ from wdecomp.checkpoint import (
     cut,
     read_matrix,
 )
-from wdecomp.decomposition import Axis
+from wdecomp.decomposition import Axis, LowRankBlock
 from wdecomp.dtypes import Array, Floats, widen
 
 
@@ -58,6 +60,10 @@ class Adapted:
         """All that is to be read of the adapter."""
         return (*self.update.tensors, *([self.magnitude.values] if self.magnitude else []))
 
+    def in_module(self, outputs: slice) -> Index:
+        """Where some outputs of the matrix are in its module."""
+        return outputs if self.outputs is None else index(cut(self.outputs, outputs))
+
     @property
     def dtype(self) -> str:
         """As its factors are stored."""
@@ -70,14 +76,17 @@ class Adapted:
 
 
 class ChangeReader:
-    """ΔW of one adapted matrix, rectangle by rectangle, beside the base's block."""
+    """ΔW of one adapted matrix, rectangle by rectangle, beside the base's block.
+
+    change: of its module, without a magnitude.
+    """
 
     share: ClassVar[float] = 0.0
 
     def __init__(self, adapted: Adapted, base: Matrix) -> None:
         self._base, self._adapted = base, adapted
         with np.errstate(all="ignore"):  # of a damaged adapter; NaN is counted further on
-            self._change = adapted.update.load(adapted.module)
+            self.change = adapted.update.load(adapted.module)
         self._memory, self._magnitude = Memory(), np.empty(0)
         if adapted.magnitude is not None:
             values = numbers(adapted.magnitude.values)
@@ -106,21 +115,17 @@ class ChangeReader:
 
     def _inner(self, base: Array, at: Rectangle) -> Array:
         """D of a rectangle."""
-        outputs = self._in_module(at.outputs)
+        outputs = self._adapted.in_module(at.outputs)
         inputs = self._adapted.module.shape[1]
         partial_inputs = at.inputs != slice(0, inputs)
         partial_outputs = self._adapted.outputs is not None or at.outputs != slice(
             0, self._base.shape[0]
         )
-        needs = self._change
+        needs = self.change
         if (needs.needs_inputs and partial_inputs) or (needs.needs_outputs and partial_outputs):
             part: Array = self._whole[outputs][:, at.inputs]
             return part
-        return self._change.delta(base, outputs, at.inputs)
-
-    def _in_module(self, outputs: slice) -> Index:
-        pieces = self._adapted.outputs
-        return outputs if pieces is None else index(cut(pieces, outputs))
+        return self.change.delta(base, outputs, at.inputs)
 
     @cached_property
     def _whole(self) -> Array:
@@ -128,7 +133,7 @@ class ChangeReader:
         module = self._adapted.module
         outputs, inputs = module.shape
         base = read_matrix(module)
-        return self._change.delta(base, slice(0, outputs), slice(0, inputs)).astype(np.float32)
+        return self.change.delta(base, slice(0, outputs), slice(0, inputs)).astype(np.float32)
 
     def _growth(self, base: Array, change: Array, at: Rectangle, axis: Axis) -> Floats:
         """The g = m/‖V‖ of every column of a rectangle along an axis."""
@@ -138,7 +143,7 @@ class ChangeReader:
             norms = np.sqrt(squares(base, change, "output"))
         else:
             norms = self._output_norms[at.outputs]
-        return _ratio(self._magnitude[self._in_module(at.outputs)], norms)
+        return _ratio(self._magnitude[self._adapted.in_module(at.outputs)], norms)
 
     @cached_property
     def _output_norms(self) -> Floats:
@@ -158,6 +163,39 @@ class ChangeReader:
         by_column = _total_squares(of_module, module, "input")
         by_channel: Floats = by_column.reshape(-1, self._kernel).sum(axis=1)
         return np.sqrt(by_channel)
+
+
+class FactorsReader:
+    """The same as its factors, for sums that form it where they use it; see `summed_reader`."""
+
+    share: ClassVar[float] = 0.0
+
+    def __init__(self, adapted: Adapted, product: Product) -> None:
+        self._adapted, self._product = adapted, product
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    @property
+    def sight(self) -> int:
+        """Any: nothing is formed that a large block of the base would drive out of the cache."""
+        return sys.maxsize
+
+    def beside(self, base: Array, at: Rectangle) -> LowRankBlock:
+        """ΔW of a rectangle."""
+        return self._product.factors(base, self._adapted.in_module(at.outputs), at.inputs)
+
+
+def summed_reader(adapted: Adapted, base: Matrix) -> ChangeReader | FactorsReader:
+    """What the sums read an adapted matrix by: as its factors, where it is their product alone."""
+    reader = ChangeReader(adapted, base)
+    product = reader.change
+    if adapted.magnitude is None and isinstance(product, Product) and not product.is_float64:
+        return FactorsReader(adapted, product)
+    return reader
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from wdecomp.decomposition.columns import ColumnDelta, any_shrunken, column_delt
 from wdecomp.decomposition.compiling import compilation_told, compiled
 from wdecomp.decomposition.device import require_device, sums_on
 from wdecomp.decomposition.plain import PlainSums
-from wdecomp.decomposition.simd import LANES, load, plus_product, splat, store
+from wdecomp.decomposition.products import LowRankBlock, strips_of
 from wdecomp.decomposition.stored import number
 from wdecomp.decomposition.summary import Summary, summarise
 from wdecomp.decomposition.sums import SharedSums, Sums
@@ -14,12 +14,12 @@ from wdecomp.decomposition.tensors import AXES, Axis, Decomposition, column_delt
 
 __all__ = [
     "AXES",
-    "LANES",
     "UNROUNDED",
     "Axis",
     "Chance",
     "ColumnDelta",
     "Decomposition",
+    "LowRankBlock",
     "PlainSums",
     "Rounding",
     "SharedSums",
@@ -32,15 +32,12 @@ __all__ = [
     "compilation_told",
     "compiled",
     "decompose",
-    "load",
     "number",
-    "plus_product",
     "readable",
     "require_device",
     "rounding_floor",
     "runs_along_rows",
-    "splat",
-    "store",
+    "strips_of",
     "summarise",
     "sums_on",
 ]

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from wdecomp.decomposition.plain import PlainSums
+from wdecomp.decomposition.products import LowRankBlock, as_array
 from wdecomp.decomposition.sums import SharedSums, Sums
 from wdecomp.dtypes import Array
 from wdecomp.errors import DeviceError, MissingExtraError
@@ -290,7 +291,7 @@ class SharedDeviceSums:
     def add(
         self,
         base: Array,
-        seconds: Sequence[Array],
+        seconds: Sequence[Array | LowRankBlock],
         shares: Sequence[float],
         outputs: slice,
         inputs: slice,
@@ -298,7 +299,7 @@ class SharedDeviceSums:
         """Adds one block; arguments as those of `SharedSums.add`."""
         with self._staging.holding(base):
             for sums, second, share in zip(self._sums, seconds, shares, strict=True):
-                sums.add(base, second, share, outputs, inputs)
+                sums.add(base, as_array(second), share, outputs, inputs)
 
     def total(self) -> list[Sums]:
         """The sums of every pair."""

@@ -44,6 +44,8 @@ TURN = 16  # rows of one pair before it is another's turn: they stay in the seco
 # Rows at a time: so often are the columns' sums loaded and stored less. Their own sums must fit
 # into the registers, and rows of 2^n bytes, which want the same places, into the first-level cache.
 TILE = 4 if WIDE else 2
+LINE = 16  # float32 of a cache line
+APART = 11 * LINE
 AHEAD = 4 if WIDE else 8  # rows from those at hand to those that are asked for
 
 # Where sums in float32 are as good as the claim: no squares lost at either end of its range …
@@ -54,6 +56,18 @@ MOST_PARALLEL = np.float32(0.95)
 
 Vector = Any  # of `LANES` float32, see simd
 Vectors = tuple[Vector, Vector, Vector]  # of a, b and c
+
+
+def running_sums(count: int, width: int) -> Array:
+    """Room for (count, at least width) sums, whose rows begin at cache lines.
+
+    A vector across two lines is loaded twice. Rows of 2^n bytes would want the same places of the
+    cache, as those of the matrices do: these are longer.
+    """
+    length = -(-width // LINE) * LINE + APART
+    room = np.empty(count * length + LINE, np.float32)
+    start = -room.ctypes.data % (4 * LINE) // 4
+    return room[start : start + count * length].reshape(count, length)
 
 
 @cache
@@ -105,7 +119,7 @@ def add_blocks(
             _form(base, second, places, share, part, along, down)
             for pair in range(len(places)):
                 y, i = _second(second, places, pair), places[pair, 2]
-                _add(base, y, share, rows[i], columns[i], at, part, along, down, pair)
+                add_running(base, y, share, rows[i], columns[i], at, part, along, down, pair)
     for pair in range(len(places)):
         y, i = _second(second, places, pair), places[pair, 2]
         for part in ((0, tiled, even, width), (tiled, height, 0, width)):
@@ -142,14 +156,14 @@ def _form(
             for i in range(start, min(start + TURN, bottom), TILE):
                 here = base[i:, left:right], y[i:, left:right], share, i - top, along, down
                 if pair == 0:
-                    _add_tile(*here, pair, None)
+                    add_tile(*here, pair, None)
                 else:
-                    _add_tile(*here, pair, 0)
+                    add_tile(*here, pair, 0)
     restore(before)
 
 
 @compiled
-def _add_tile(
+def add_tile(
     base: Array, second: Array, share: float, at: int,
     along: Array, down: Array, pair: int, known: int | None,
 ) -> None:  # fmt: skip
@@ -205,7 +219,7 @@ def _end_row(along: Array, i: int, row: Vectors, b: int, known: int | None) -> N
 
 
 @compiled
-def _add(
+def add_running(
     base: Array, second: Array, share: float, rows: Floats, columns: Floats, at: tuple[int, int],
     part: tuple[int, int, int, int], along: Array, down: Array, pair: int,
 ) -> None:  # fmt: skip
@@ -213,16 +227,21 @@ def _add(
     top, bottom, left, right = part
     height, width = bottom - top, right - left
     x, y = base[top:bottom, left:right], second[top:bottom, left:right]
-    still = not along[_first(pair) + 1, :height].any()
-    if (
-        _doubtful(along, pair, height)
-        or _doubtful(down, pair, width)
-        or (still and _differs(x, y, share))
+    if is_sure(along, down, pair, height, width) or not (
+        _doubtful(along, pair, height) or _doubtful(down, pair, width) or _differs(x, y, share)
     ):
-        add_exactly(base, second, share, rows, columns, at, part)
-    else:
         _increase(rows, at[0] + top, along, pair, height)
         _increase(columns, at[1] + left, down, pair, width)
+    else:
+        add_exactly(base, second, share, rows, columns, at, part)
+
+
+@compiled
+def is_sure(along: Array, down: Array, pair: int, height: int, width: int) -> bool:
+    """Whether a pair's running sums will do, without a look at the blocks."""
+    if _doubtful(along, pair, height) or _doubtful(down, pair, width):
+        return False
+    return bool(along[_first(pair) + 1, :height].any())
 
 
 @compiled

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from wdecomp.decomposition.blocks import readable, runs_along_rows
-from wdecomp.decomposition.kernel import BAND, STRIP, add_exactly, kernel
+from wdecomp.decomposition.kernel import BAND, STRIP, add_exactly, kernel, running_sums
+from wdecomp.decomposition.products import LowRankBlock, ProductRoom, as_array
 from wdecomp.dtypes import Array, Floats
 
 TOGETHER = 8  # pairs whose running sums stay in the second-level cache
-LINE = 16  # float32 of a cache line
-APART = 11 * LINE
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,13 @@ class SharedSums:
         self._output, self._input = np.zeros((count, 3, outputs)), np.zeros((count, 3, inputs))
         running = 1 + 2 * min(count, TOGETHER)
         self._along = np.empty((running, BAND), np.float32)
-        self._down = _aligned(running, min(max(shape), STRIP))
+        self._down = running_sums(running, min(max(shape), STRIP))
+        self._for_products: dict[int, ProductRoom] = {}
 
     def add(
         self,
         base: Array,
-        seconds: Sequence[Array],
+        seconds: Sequence[Array | LowRankBlock],
         shares: Sequence[float],
         outputs: slice,
         inputs: slice,
@@ -53,7 +53,8 @@ class SharedSums:
 
         Args:
             base: (outputs, inputs) of the block, as stored.
-            seconds: likewise, for every pair the tuned weights (share 1) or their change (share 0).
+            seconds: likewise, for every pair the tuned weights (share 1) or their change (share 0);
+                a product of thin factors is formed here.
             shares: how much of the base is in each of `seconds`.
             outputs: where the block lies in the matrix.
             inputs: likewise.
@@ -62,45 +63,39 @@ class SharedSums:
         if not runs_along_rows(base):
             base, seconds, rows, columns = base.T, [y.T for y in seconds], columns, rows
             at = inputs.start, outputs.start
-        base, seconds = readable(base), [readable(second) for second in seconds]
-        alike: dict[tuple[Any, float], list[int]] = {}
+        base = readable(base)
+        alike: dict[tuple[Any, float], dict[int, Array]] = {}
         for i, (second, share) in enumerate(zip(seconds, shares, strict=True)):
-            alike.setdefault((second.dtype, share), []).append(i)
-        for (dtype, share), which in alike.items():
+            if isinstance(second, LowRankBlock) and _can_form(second, base):
+                self._room_for(second).add(base, second, rows[i], columns[i], at)
+                continue
+            block = readable(as_array(second))
+            alike.setdefault((block.dtype, share), {})[i] = block
+        for (dtype, share), blocks in alike.items():
             if np.float64 in (base.dtype, dtype):
                 part = (0, base.shape[0], 0, base.shape[1])
-                for i in which:
-                    add_exactly(base, seconds[i], share, rows[i], columns[i], at, part)
+                for i, block in blocks.items():
+                    add_exactly(base, block, share, rows[i], columns[i], at, part)
                 continue
-            for first in range(0, len(which), TOGETHER):
-                some = which[first : first + TOGETHER]
-                kernel(base.dtype, dtype)(
-                    base,
-                    seconds[some[0]],
-                    np.array([(*_place(seconds[i]), i) for i in some], np.intp),
-                    share,
-                    rows,
-                    columns,
-                    at,
-                    self._along,
-                    self._down,
-                )
+            places = np.array([(*_place(block), i) for i, block in blocks.items()], np.intp)
+            for first in range(0, len(places), TOGETHER):
+                some = places[first : first + TOGETHER]
+                like = blocks[some[0, 2]]
+                running = self._along, self._down
+                kernel(base.dtype, dtype)(base, like, some, share, rows, columns, at, *running)
+
+    def _room_for(self, block: LowRankBlock) -> ProductRoom:
+        if block.columns not in self._for_products:
+            self._for_products[block.columns] = ProductRoom(block.columns)
+        return self._for_products[block.columns]
 
     def total(self) -> list[Sums]:
         """The sums of every pair."""
         return [Sums(*each) for each in zip(self._output, self._input, strict=True)]
 
 
-def _aligned(count: int, width: int) -> Array:
-    """Room for (count, at least width) sums, whose rows begin at cache lines.
-
-    A vector across two lines is loaded twice. Rows of 2^n bytes would want the same places of the
-    cache, as those of the matrices do: these are longer.
-    """
-    length = -(-width // LINE) * LINE + APART
-    room = np.empty(count * length + LINE, np.float32)
-    start = -room.ctypes.data % (4 * LINE) // 4
-    return room[start : start + count * length].reshape(count, length)
+def _can_form(block: LowRankBlock, base: Array) -> bool:
+    return base.dtype != np.float64 and not block.turned
 
 
 def _place(block: Array) -> tuple[int, int]:

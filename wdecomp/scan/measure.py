@@ -8,12 +8,19 @@ from typing import ClassVar, Protocol, Self
 
 import numpy as np
 
-from wdecomp.adapter import Adapted, ChangeReader, OnOtherBase, OtherBaseReader
+from wdecomp.adapter import (
+    Adapted,
+    ChangeReader,
+    OnOtherBase,
+    OtherBaseReader,
+    summed_reader,
+)
 from wdecomp.checkpoint import Matrix, MatrixReader, Rectangle
 from wdecomp.decomposition import (
     UNROUNDED,
     Axis,
     ColumnDelta,
+    LowRankBlock,
     Rounding,
     Sums,
     any_shrunken,
@@ -28,7 +35,7 @@ UNCACHED = 32  # times the block that is copied or formed is one that is only lo
 SAMPLE_ROWS, SAMPLE_WIDTH = 8, 2048  # of the base, for its rounding floor
 
 
-class TunedReader(Protocol):
+class SummedReader(Protocol):
     """What stands beside the base: tuned weights (share 1) or their change (share 0)."""
 
     share: ClassVar[float]
@@ -37,11 +44,19 @@ class TunedReader(Protocol):
     def __exit__(self, *_: object) -> None: ...
     @property
     def sight(self) -> int:
-        """Bytes that are seen where they lie, at a time; 0 where they are copied or formed."""
+        """Bytes that may be seen beside a block, at a time; 0 where they are copied or formed."""
         ...
 
-    def beside(self, base: Array, at: Rectangle) -> Array:
+    def beside(self, base: Array, at: Rectangle) -> Array | LowRankBlock:
         """The rectangle that belongs to this block of the base."""
+        ...
+
+
+class TunedReader(SummedReader, Protocol):
+    """The same, always in numbers."""
+
+    def beside(self, base: Array, at: Rectangle) -> Array:
+        """Likewise."""
         ...
 
 
@@ -155,7 +170,7 @@ def _pass(
     shared = {shape: sums_on(device, shape, len(of)) for shape, of in by_shape.items()}
     with ExitStack() as open_files:
         reader = open_files.enter_context(MatrixReader(base))
-        tuned = [open_files.enter_context(tuned_reader(pair)) for pair in pairs]
+        tuned = [open_files.enter_context(_summed_reader(pair, device)) for pair in pairs]
         sight = min(each.sight for each in [reader, *tuned])
         if sight:
             block_bytes = max(block_bytes, min(block_bytes * UNCACHED, sight))
@@ -178,6 +193,13 @@ def _pass(
         for i, s in zip(of, shared[shape].total(), strict=True)
     }
     return [found[i] for i in range(len(pairs))]
+
+
+def _summed_reader(pair: Pair, device: str) -> SummedReader:
+    """Of what the sums take on a device."""
+    if device == "cpu" and isinstance(pair.tuned, Adapted):
+        return summed_reader(pair.tuned, pair.base)
+    return tuned_reader(pair)
 
 
 def tuned_reader(pair: Pair) -> TunedReader:
