@@ -24,10 +24,15 @@ def _product(left: np.ndarray, right: np.ndarray) -> LowRankBlock:
     return LowRankBlock.of(left, strips_of(right), right.shape[1])
 
 
-def _summed(kind: type[SharedSums], base: np.ndarray, second: np.ndarray | LowRankBlock) -> Sums:
+def _summed(
+    kind: type[SharedSums],
+    base: np.ndarray,
+    second: np.ndarray | LowRankBlock,
+    share: float = 0.0,
+) -> Sums:
     sums = kind(base.shape, 1)
     outputs, inputs = base.shape
-    sums.add(base, [second], [0.0], slice(0, outputs), slice(0, inputs))
+    sums.add(base, [second], [share], slice(0, outputs), slice(0, inputs))
     return sums.total()[0]
 
 
@@ -62,7 +67,14 @@ def test_it_is_formed_where_the_base_lies_another_way() -> None:
     _agree(_summed(SharedSums, base, block), _summed(PlainSums, base, block.array()))
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-22, 1e-12, 1.0, 1e18])
+def test_the_tuned_weights_themselves_are_summed_too() -> None:
+    """Share −1: d = ΔW + w0, where ΔW all but cancels the base."""
+    base, block = _block(0, (20, 40), torch.bfloat16), _product(*_factors((20, 40), 5))
+    found = _summed(SharedSums, base, block, -1.0)
+    _agree(found, _summed(PlainSums, base, block.array(), -1.0))
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-39, 1e-30, 1e-22, 1e-12, 1.0, 1e18])
 def test_what_float32_cannot_sum_is_summed_in_float64(size: float) -> None:
     """A change of zero is none; one whose squares are too small for float32 is one."""
     shape = (BAND + 20, STRIP + 60)

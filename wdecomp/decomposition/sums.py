@@ -66,7 +66,7 @@ class SharedSums:
         base = readable(base)
         alike: dict[tuple[Any, float], dict[int, Array]] = {}
         for i, (second, share) in enumerate(zip(seconds, shares, strict=True)):
-            if isinstance(second, LowRankBlock) and _can_form(second, base):
+            if isinstance(second, LowRankBlock) and _can_form(second, share, base):
                 self._room_for(second).add(base, second, rows[i], columns[i], at)
                 continue
             block = readable(as_array(second))
@@ -94,8 +94,9 @@ class SharedSums:
         return [Sums(*each) for each in zip(self._output, self._input, strict=True)]
 
 
-def _can_form(block: LowRankBlock, base: Array) -> bool:
-    return base.dtype != np.float64 and not block.turned
+def _can_form(block: LowRankBlock, share: float, base: Array) -> bool:
+    """Whether it is added as it is formed, the base as `readable` has it."""
+    return share == 0 and base.dtype != np.float64 and not block.turned
 
 
 def _place(block: Array) -> tuple[int, int]:
