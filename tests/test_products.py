@@ -7,9 +7,10 @@ from numpy.testing import assert_allclose
 from test_kernel import _agree, _block
 
 from wdecomp.decomposition import LowRankBlock, PlainSums, SharedSums, Sums, strips_of
-from wdecomp.decomposition.kernel import BAND, STRIP, TURN
+from wdecomp.decomposition.kernel import BAND, STRIP
+from wdecomp.decomposition.products import FORMED
 
-SHAPES = [(1, 1), (3, 5), (4, 16), (7, 45), (TURN + 3, 100), (BAND + 70, 48), (9, STRIP + 37)]
+SHAPES = [(1, 1), (3, 5), (4, 16), (7, 45), (FORMED + 3, 100), (BAND + 70, 48), (9, STRIP + 37)]
 
 
 def _factors(

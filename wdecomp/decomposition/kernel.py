@@ -40,13 +40,13 @@ from wdecomp.dtypes import Array, Floats
 
 BAND = 256  # rows over which a column's sums are formed in float32, at most
 STRIP = 4096  # columns, of a row's; so many running sums stay in the first-level cache
-TURN = 16  # rows of one pair before it is another's turn: they stay in the second-level cache
+TURN = 8  # rows of one pair before it is another's turn: they stay in the second-level cache
 # Rows at a time: so often are the columns' sums loaded and stored less. Their own sums must fit
 # into the registers, and rows of 2^n bytes, which want the same places, into the first-level cache.
 TILE = 4 if WIDE else 2
+AHEAD = 4 if WIDE else 8  # rows from those at hand to those that are asked for
 LINE = 16  # float32 of a cache line
 APART = 11 * LINE
-AHEAD = 4 if WIDE else 8  # rows from those at hand to those that are asked for
 
 # Where sums in float32 are as good as the claim: no squares lost at either end of its range …
 LEAST_A, LEAST_C, MOST = np.float32(1e-12), np.float32(1e-22), np.float32(1e15)

@@ -20,7 +20,6 @@ from wdecomp.decomposition.kernel import (
     BAND,
     STRIP,
     TILE,
-    TURN,
     add_exactly,
     add_running,
     add_tile,
@@ -38,6 +37,7 @@ from wdecomp.decomposition.simd import (
 )
 from wdecomp.dtypes import Array, Floats
 
+FORMED = 16  # rows of a product before they are added: they stay in the second-level cache
 ROWS = 4  # at a time: with three vectors beside each other, twelve running sums
 WIDTH = 3 * LANES
 GAP = 48  # float32 between rows, so that rows of 2^n bytes want different places in a cache
@@ -106,13 +106,13 @@ def as_array(second: Array | LowRankBlock) -> Array:
 class ProductRoom:
     """Room for passes over blocks of one width.
 
-    For `TURN` rows of the product, and for the running sums: of rows, three for each `STRIP`
+    For `FORMED` rows of the product, and for the running sums: of rows, three for each `STRIP`
     columns, and of columns.
     """
 
     def __init__(self, columns: int) -> None:
         width = -(-columns // WIDTH) * WIDTH
-        self._formed = np.empty((TURN, width + GAP), np.float32)
+        self._formed = np.empty((FORMED, width + GAP), np.float32)
         self._along = np.empty((-(-columns // STRIP) * 3, BAND), np.float32)
         self._down = running_sums(3, columns)
 
@@ -182,10 +182,10 @@ def _form(
     """The running sums of a band; what lies beyond whole tiles is added at once."""
     height, width = base.shape
     down[:, :even] = 0
-    for top in range(0, height, TURN):
-        x, here = base[top : top + TURN], (at[0] + top, at[1])
+    for top in range(0, height, FORMED):
+        x, here = base[top : top + FORMED], (at[0] + top, at[1])
         tiled = len(x) - len(x) % TILE
-        _multiply(left[top : top + TURN], strips, formed)
+        _multiply(left[top : top + FORMED], strips, formed)
         before = flush_denormals()
         for start in range(0, even, STRIP):
             of_rows, of_columns, count = _running(along, down, start, even)
