@@ -1,9 +1,9 @@
 """The `fits` table: every correlation and line of magnitude change on direction change."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -135,16 +135,19 @@ def _codes(column: "pd.Series[int]") -> Codes:
 
 
 def _table(rows_of: Callable[[Row, pd.DataFrame], Iterator[Row]], groups: Groups) -> pd.DataFrame:
-    """The rows of all groups, of as many at a time as there are cores.
+    """The rows of all groups, as many at a time as there are cores, and one more in waiting.
 
     Sorting and gathering, most of the work, free the interpreter; a BLAS with threads of its own
     would only be in their way.
     """
     rows: list[Row] = []
-    groups, cores = iter(groups), os.cpu_count() or 1
+    cores, under_way = os.cpu_count() or 1, deque[Future[list[Row]]]()
     with threadpool_limits(limits=1), ThreadPoolExecutor(cores) as pool:
-        while some := list(islice(groups, cores)):
-            for found in pool.map(lambda group: list(rows_of(*group)), some):
-                rows += found
+        for key, points in groups:
+            under_way.append(pool.submit(lambda *group: list(rows_of(*group)), key, points))
+            if len(under_way) > cores:
+                rows += under_way.popleft().result()
+        for last in under_way:
+            rows += last.result()
     dtypes = dict.fromkeys(FIT_COLUMNS, "str") | dict.fromkeys(FIGURES, "float64") | {"n": "int64"}
     return pd.DataFrame(rows, columns=list(FIT_COLUMNS)).astype(dtypes)
