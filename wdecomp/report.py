@@ -45,8 +45,10 @@ def summary(results: Results, axis: str = "output") -> pd.DataFrame:
     said: dict[Any, Conclusion] = {
         (each.run, each.stack, each.module): each for each in conclusions(modules, fits, axis)
     }
+    fits_of = dict(list(fits.groupby(WHERE, sort=False)))
     rows = [
-        _row(key, group, fits) | dict(zip(SAID, (said[key].findings, said[key].text), strict=True))
+        _row(key, group, fits_of[key])
+        | dict(zip(SAID, (said[key].findings, said[key].text), strict=True))
         for key, group in modules.groupby(WHERE, sort=False)
         if key in said
     ]
@@ -154,10 +156,9 @@ def _wrapped(text: str, indent: str) -> list[str]:
 def _row(key: Any, group: pd.DataFrame, fits: pd.DataFrame) -> dict[str, Any]:
     run, stack, module = key
     last = group[group["step"] == group["step"].max()] if group["step"].notna().any() else group
-    here = fits[
-        (fits["run"] == run) & (fits["stack"] == stack) & (fits["module"] == module)
-    ].set_index("grouping")
-    pooled = here.loc["pooled"]
+    here = fits.set_index("grouping")
+    pooled: Any = here.loc["pooled"]
+    within: Any = here.loc["within_step"]
     clustered = not math.isnan(pooled["cluster_low"])
     return {
         "run": run,
@@ -171,7 +172,7 @@ def _row(key: Any, group: pd.DataFrame, fits: pd.DataFrame) -> dict[str, Any]:
         "pearson": float(pooled["value"]),
         "low": float(pooled["cluster_low" if clustered else "low"]),
         "high": float(pooled["cluster_high" if clustered else "high"]),
-        "within_step": float(here.loc["within_step"]["value"]),
+        "within_step": float(within["value"]),
     }
 
 

@@ -1,6 +1,7 @@
 """The units of a prepared comparison, by one engine or another, and the tables of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from threading import Thread
@@ -30,8 +31,23 @@ def run_here(
         compilation_told(lambda: aside(COMPILING, progress)),
         byte_progress(total, "reading", progress) as on_bytes,
     ):
-        Thread(target=import_module, args=(STATISTICS,), daemon=True).start()  # meanwhile
-        run_units(plan, options, folder, workers, on_bytes, numbers)
+        run_units(plan, options, folder, workers, _importing_meanwhile(on_bytes), numbers)
+
+
+def _importing_meanwhile(on_bytes: Callable[[int], None]) -> Callable[[int], None]:
+    """`on_bytes`, which has the statistics imported as soon as there are any bytes.
+
+    Not before: until then the kernel is loaded, and either needs the interpreter.
+    """
+    meanwhile = Thread(target=import_module, args=(STATISTICS,), daemon=True)
+    waiting = [meanwhile]
+
+    def told(count: int) -> None:
+        with suppress(IndexError):  # it has been started
+            waiting.pop().start()
+        on_bytes(count)
+
+    return told
 
 
 def run_there(

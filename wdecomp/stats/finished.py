@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterator
 
 import pandas as pd
+import pyarrow as pa
 
 from wdecomp.stats.fits import column_fits, module_fits
-from wdecomp.table import Results
+from wdecomp.table import FIGURES, Results
 
 MOST_COLUMNS = 1 << 18  # of a module kind in one fit; of more, evenly spaced ones are taken
 
@@ -34,7 +35,13 @@ def _kept_columns(results: Results) -> Iterator[tuple[tuple[str, ...], pd.DataFr
     for key, rows in kinds:
         run, stack, module, axis = (str(part) for part in key)
         every = math.ceil(rows["n_columns"].sum() / MOST_COLUMNS)
-        points = results.columns(run, None, list(rows["parameter"]), axis, max(every, 1))
-        layer_of = rows.set_index("parameter")["layer"]
-        points["layer"] = points["parameter"].map(layer_of).astype("Int64")
-        yield (run, stack, module, axis), points
+        table = results.columns_table(run, None, list(rows["parameter"]), axis, max(every, 1))
+        yield (run, stack, module, axis), _points(table, rows.set_index("parameter")["layer"])
+
+
+def _points(columns: pa.Table, layer_of: "pd.Series[int]") -> pd.DataFrame:
+    """The figures of columns, with the layer of each: a name is looked up once."""
+    words = columns["parameter"].combine_chunks()
+    layers = layer_of.reindex(words.dictionary.to_pylist()).array
+    points = {"layer": layers.take(words.indices.to_numpy())}
+    return pd.DataFrame(points | {name: columns[name].to_numpy() for name in FIGURES})

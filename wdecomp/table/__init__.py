@@ -14,10 +14,11 @@ from wdecomp.table.columns import ColumnGroup
 from wdecomp.table.folder import ResultsFolder, join_folder, open_folder, share_folder
 from wdecomp.table.parts import Part
 from wdecomp.table.results import Results, read_results
-from wdecomp.table.schema import VERSION
+from wdecomp.table.schema import FIGURES, VERSION
 from wdecomp.table.shares import Share, refuse_taken, shares_of
 
 __all__ = [
+    "FIGURES",
     "VERSION",
     "ColumnGroup",
     "Part",

@@ -61,22 +61,22 @@ class Unfinished(Growing):
         done, all_ = len(self._parts), len(self.run["units"])
         return f"This comparison is not finished: {done} of {all_} units of work are done."
 
-    def columns(
+    def columns_table(
         self,
         run: str,
         step: int | None = None,
         parameters: list[str] | None = None,
         axis: str = "output",
         every: int = 1,
-    ) -> "pd.DataFrame":
-        """As `Results.columns`, of the units that are done."""
+    ) -> pa.Table:
+        """As `Results.columns_table`, of the units that are done."""
         if axis not in self.run["options"]["columns"]:
             raise ResultsError(f"{self.path}: keeps no columns along the {axis} axis.")
         at = self._last_step(run) if step is None else step
         wanted = None if parameters is None else set(parameters)
         groups = (group for part in self._parts for group in read_groups(part, (run, at)))
         tables = [COLUMNS.empty_table(), *(picked(each, wanted, axis, every) for each in groups)]
-        return as_pandas(pa.concat_tables(tables))
+        return pa.concat_tables(tables).unify_dictionaries()
 
     @cached_property
     def _parts(self) -> list[Path]:

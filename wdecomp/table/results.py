@@ -116,6 +116,17 @@ class Results:
         Raises:
             ResultsError: no columns were kept for this run, step and axis.
         """
+        return as_pandas(self.columns_table(run, step, parameters, axis, every))
+
+    def columns_table(
+        self,
+        run: str,
+        step: int | None = None,
+        parameters: list[str] | None = None,
+        axis: str = "output",
+        every: int = 1,
+    ) -> pa.Table:
+        """`columns` as Arrow has it, each name kept once."""
         file = self.path / columns_file(run, self._last_step(run) if step is None else step)
         if not file.exists():
             raise ResultsError(
@@ -126,7 +137,7 @@ class Results:
             tables = [COLUMNS.empty_table()]
             for i in groups_of(parquet.metadata, wanted, axis):
                 tables.append(picked(read_group(parquet, i), wanted, axis, every))
-            return as_pandas(pa.concat_tables(tables))
+            return pa.concat_tables(tables).unify_dictionaries()
 
     def _last_step(self, run: str) -> int | None:
         steps = [known["step"] for known in self.run["runs"] if known["run"] == run]
