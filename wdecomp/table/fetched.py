@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from wdecomp.errors import CheckpointError, ResultsError
 from wdecomp.remote.store import Store, at_once, store_of
 from wdecomp.remote.transport import Entry
@@ -110,21 +112,21 @@ class Fetched(Results):
         """The URL."""
         return self.away.url
 
-    def columns(
+    def columns_table(
         self,
         run: str,
         step: int | None = None,
         parameters: list[str] | None = None,
         axis: str = "output",
         every: int = 1,
-    ) -> "pd.DataFrame":
-        """As `Results.columns`."""
+    ) -> pa.Table:
+        """As `Results.columns_table`."""
         name = columns_file(run, self._last_step(run) if step is None else step)
         with named(self.away.url, self.path):
             listed = digests(self.path / "DONE.json") or {}
             if name in listed and not (self.path / name).exists():
                 _bring(self.away, {name: listed[name]}, self.path)
-            return super().columns(run, step, parameters, axis, every)
+            return super().columns_table(run, step, parameters, axis, every)
 
     def _table(self, name: str) -> "pd.DataFrame":
         with named(self.away.url, self.path):

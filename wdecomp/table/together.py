@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from wdecomp.table.results import Results
 
 if TYPE_CHECKING:
@@ -72,18 +74,18 @@ class Together(Results):
         """
         return self._joined("spectra")
 
-    def columns(
+    def columns_table(
         self,
         run: str,
         step: int | None = None,
         parameters: list[str] | None = None,
         axis: str = "output",
         every: int = 1,
-    ) -> "pd.DataFrame":
-        """As `Results.columns`, of the folder that the run's name begins with."""
+    ) -> pa.Table:
+        """As `Results.columns_table`, of the folder that the run's name begins with."""
         name = next(name for name in self.members if run.startswith(f"{name}/"))
         own = run.removeprefix(f"{name}/")
-        return self.members[name].columns(own, step, parameters, axis, every)
+        return self.members[name].columns_table(own, step, parameters, axis, every)
 
     def _joined(self, table: str) -> "pd.DataFrame":
         import pandas as pd
