@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from wdecomp.adapter.change import Index, fit, numbers
-from wdecomp.adapter.thin import ThinProduct
+from wdecomp.adapter.thin import ThinProduct, wants_float64
 from wdecomp.checkpoint import Matrix, PlainTensor
 from wdecomp.decomposition import LowRankBlock, runs_along_rows
 from wdecomp.dtypes import Array
@@ -37,8 +37,8 @@ class Product:
 
     @property
     def is_float64(self) -> bool:
-        """Whether a factor is stored so: then its product is formed so."""
-        return np.float64 in (self.left.dtype, self.right.dtype)
+        """Whether it is formed so."""
+        return wants_float64(self.left, self.right)
 
     def factors(self, w0: Array, outputs: Index, inputs: slice) -> LowRankBlock:
         """`delta`, not multiplied yet; in float32."""

@@ -7,6 +7,11 @@ from wdecomp.decomposition import LowRankBlock, strips_of
 from wdecomp.dtypes import Array
 
 
+def wants_float64(left: Array, right: Array) -> bool:
+    """Whether a factor is stored so: then their product is formed so."""
+    return np.float64 in (left.dtype, right.dtype)
+
+
 class ThinProduct:
     """Parts of left·right, each in the place of the last one."""
 
@@ -24,7 +29,7 @@ class ThinProduct:
             right: (r, all columns), the same at every call, for its strips are kept.
             columns: which ones.
         """
-        if np.float64 in (left.dtype, right.dtype):
+        if wants_float64(left, right):
             return np.asarray(left[rows] @ right[:, columns])
         block = self.factors(left, rows, right, columns)
         return block.array(self._memory.of(block.room, np.float32))

@@ -75,13 +75,23 @@ class Adapted:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
-class ChangeReader:
+class _Reader:
+    """What has read its factors, so that nothing is open."""
+
+    share: ClassVar[float] = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class ChangeReader(_Reader):
     """ΔW of one adapted matrix, rectangle by rectangle, beside the base's block.
 
     change: of its module, without a magnitude.
     """
-
-    share: ClassVar[float] = 0.0
 
     def __init__(self, adapted: Adapted, base: Matrix) -> None:
         self._base, self._adapted = base, adapted
@@ -91,12 +101,6 @@ class ChangeReader:
         if adapted.magnitude is not None:
             values = numbers(adapted.magnitude.values)
             self._magnitude = values.reshape(-1).astype(np.float64)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
     @property
     def sight(self) -> int:
@@ -165,19 +169,11 @@ class ChangeReader:
         return np.sqrt(by_channel)
 
 
-class FactorsReader:
+class FactorsReader(_Reader):
     """The same as its factors, for sums that form it where they use it; see `summed_reader`."""
-
-    share: ClassVar[float] = 0.0
 
     def __init__(self, adapted: Adapted, product: Product) -> None:
         self._adapted, self._product = adapted, product
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
     @property
     def sight(self) -> int:

@@ -39,8 +39,7 @@ def _importing_meanwhile(on_bytes: Callable[[int], None]) -> Callable[[int], Non
 
     Not before: until then the kernel is loaded, and either needs the interpreter.
     """
-    meanwhile = Thread(target=import_module, args=(STATISTICS,), daemon=True)
-    waiting = [meanwhile]
+    waiting = [Thread(target=import_module, args=(STATISTICS,), daemon=True)]
 
     def told(count: int) -> None:
         with suppress(IndexError):  # it has been started

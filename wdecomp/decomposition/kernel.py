@@ -134,7 +134,7 @@ def _second(like: Array, places: Array, pair: int) -> Array:
 
 @compiled
 def _first(pair: int) -> int:
-    """Where the running sums of a pair begin, after those that all have."""
+    """Where a pair's own running sums begin, after a and those of the pairs before it."""
     return 1 + 2 * pair
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from wdecomp.stats.fits import column_fits, module_fits
-from wdecomp.table import FIGURES, Results
+from wdecomp.table import FIGURES, ColumnsOf, Results
 
 MOST_COLUMNS = 1 << 18  # of a module kind in one fit; of more, evenly spaced ones are taken
 
@@ -35,8 +35,9 @@ def _kept_columns(results: Results) -> Iterator[tuple[tuple[str, ...], pd.DataFr
     for key, rows in kinds:
         run, stack, module, axis = (str(part) for part in key)
         every = math.ceil(rows["n_columns"].sum() / MOST_COLUMNS)
-        table = results.columns_table(run, None, list(rows["parameter"]), axis, max(every, 1))
-        yield (run, stack, module, axis), _points(table, rows.set_index("parameter")["layer"])
+        of = ColumnsOf(run, None, frozenset(rows["parameter"]), axis, max(every, 1))
+        points = _points(results.columns_table(of), rows.set_index("parameter")["layer"])
+        yield (run, stack, module, axis), points
 
 
 def _points(columns: pa.Table, layer_of: "pd.Series[int]") -> pd.DataFrame:

@@ -10,7 +10,7 @@ from wdecomp.table.anywhere import (
     share_results,
 )
 from wdecomp.table.claim import refuse_busy
-from wdecomp.table.columns import ColumnGroup
+from wdecomp.table.columns import ColumnGroup, ColumnsOf
 from wdecomp.table.folder import ResultsFolder, join_folder, open_folder, share_folder
 from wdecomp.table.parts import Part
 from wdecomp.table.results import Results, read_results
@@ -21,6 +21,7 @@ __all__ = [
     "FIGURES",
     "VERSION",
     "ColumnGroup",
+    "ColumnsOf",
     "Part",
     "Results",
     "ResultsFolder",

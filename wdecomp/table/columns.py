@@ -4,7 +4,7 @@ A file of a hundred thousand row groups would take longer to open than to read. 
 is written as a dictionary: to look up one name ten thousand times would take half of the writing.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,17 @@ class ColumnGroup:
     magnitude_base: Floats
     delta_magnitude: Floats
     delta_direction: Floats
+
+
+@dataclass(frozen=True)
+class ColumnsOf:
+    """Which columns are asked for, see `Results.columns`; `every` so-manieth of a matrix."""
+
+    run: str
+    step: int | None = None
+    parameters: frozenset[str] | None = None
+    axis: str = "output"
+    every: int = 1
 
 
 def together(columns: Iterable[ColumnGroup]) -> Iterator[tuple[Run, list[ColumnGroup]]]:
@@ -100,7 +111,7 @@ def read_group(file: pq.ParquetFile, i: int) -> pa.Table:
     return pa.table(file.read_row_group(i).columns, schema=COLUMNS)
 
 
-def groups_of(metadata: Any, wanted: set[str] | None, axis: str) -> Iterator[int]:
+def groups_of(metadata: Any, wanted: Set[str] | None, axis: str) -> Iterator[int]:
     """The row groups that may hold some of these parameters, by the footer's statistics."""
     for i in range(metadata.num_row_groups):
         names, axes = (metadata.row_group(i).column(at).statistics for at in (0, 1))
@@ -108,16 +119,21 @@ def groups_of(metadata: Any, wanted: set[str] | None, axis: str) -> Iterator[int
             yield i
 
 
-def picked(group: pa.Table, wanted: set[str] | None, axis: str, every: int) -> pa.Table:
-    """Of a row group, each so-manieth column of these parameters along this axis."""
-    kept = group.column("column").to_numpy() % every == 0
-    kept &= _among(group.column("axis"), {axis})
-    if wanted is not None:
-        kept &= _among(group.column("parameter"), wanted)
+def picked(groups: Iterable[pa.Table], of: ColumnsOf) -> pa.Table:
+    """What is asked for of some row groups."""
+    tables = [COLUMNS.empty_table(), *(_picked(group, of) for group in groups)]
+    return pa.concat_tables(tables).unify_dictionaries()
+
+
+def _picked(group: pa.Table, of: ColumnsOf) -> pa.Table:
+    kept = group.column("column").to_numpy() % of.every == 0
+    kept &= _among(group.column("axis"), {of.axis})
+    if of.parameters is not None:
+        kept &= _among(group.column("parameter"), of.parameters)
     return group.filter(pa.array(kept))
 
 
-def _may_hold(names: Any, wanted: set[str]) -> bool:
+def _may_hold(names: Any, wanted: Set[str]) -> bool:
     if not names.has_min_max:  # too long to stand in the footer
         return True
     if names.min == names.max:
@@ -125,7 +141,7 @@ def _may_hold(names: Any, wanted: set[str]) -> bool:
     return any(names.min <= name <= names.max for name in wanted)
 
 
-def _among(words: pa.ChunkedArray, wanted: set[str]) -> npt.NDArray[np.bool_]:
+def _among(words: pa.ChunkedArray, wanted: Set[str]) -> npt.NDArray[np.bool_]:
     coded = words.combine_chunks()
     known = np.array([word in wanted for word in coded.dictionary.to_pylist()], np.bool_)
     held: npt.NDArray[np.bool_] = known[coded.indices.to_numpy()]

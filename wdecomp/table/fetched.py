@@ -25,7 +25,8 @@ from wdecomp.remote.urls import parsed
 from wdecomp.table import files
 from wdecomp.table.checking import digests
 from wdecomp.table.claim import PART
-from wdecomp.table.results import Results, check_schema, columns_file
+from wdecomp.table.columns import ColumnsOf
+from wdecomp.table.results import Results, check_schema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,21 +113,14 @@ class Fetched(Results):
         """The URL."""
         return self.away.url
 
-    def columns_table(
-        self,
-        run: str,
-        step: int | None = None,
-        parameters: list[str] | None = None,
-        axis: str = "output",
-        every: int = 1,
-    ) -> pa.Table:
+    def columns_table(self, of: ColumnsOf) -> pa.Table:
         """As `Results.columns_table`."""
-        name = columns_file(run, self._last_step(run) if step is None else step)
+        name = self._columns_file(of)
         with named(self.away.url, self.path):
             listed = digests(self.path / "DONE.json") or {}
             if name in listed and not (self.path / name).exists():
                 _bring(self.away, {name: listed[name]}, self.path)
-            return super().columns_table(run, step, parameters, axis, every)
+            return super().columns_table(of)
 
     def _table(self, name: str) -> "pd.DataFrame":
         with named(self.away.url, self.path):

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from wdecomp.errors import ResultsError
-from wdecomp.table.columns import picked
+from wdecomp.table.columns import ColumnsOf, picked
 from wdecomp.table.parts import read_groups, read_rows
 from wdecomp.table.results import Results, as_pandas, check_schema
-from wdecomp.table.schema import COLUMNS, FACTS, MODULES
+from wdecomp.table.schema import FACTS, MODULES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,22 +61,12 @@ class Unfinished(Growing):
         done, all_ = len(self._parts), len(self.run["units"])
         return f"This comparison is not finished: {done} of {all_} units of work are done."
 
-    def columns_table(
-        self,
-        run: str,
-        step: int | None = None,
-        parameters: list[str] | None = None,
-        axis: str = "output",
-        every: int = 1,
-    ) -> pa.Table:
+    def columns_table(self, of: ColumnsOf) -> pa.Table:
         """As `Results.columns_table`, of the units that are done."""
-        if axis not in self.run["options"]["columns"]:
-            raise ResultsError(f"{self.path}: keeps no columns along the {axis} axis.")
-        at = self._last_step(run) if step is None else step
-        wanted = None if parameters is None else set(parameters)
-        groups = (group for part in self._parts for group in read_groups(part, (run, at)))
-        tables = [COLUMNS.empty_table(), *(picked(each, wanted, axis, every) for each in groups)]
-        return pa.concat_tables(tables).unify_dictionaries()
+        if of.axis not in self.run["options"]["columns"]:
+            raise ResultsError(f"{self.path}: keeps no columns along the {of.axis} axis.")
+        at = of.run, self._last_step(of.run) if of.step is None else of.step
+        return picked((group for part in self._parts for group in read_groups(part, at)), of)
 
     @cached_property
     def _parts(self) -> list[Path]:

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from wdecomp.errors import ResultsError, some
 from wdecomp.remote.urls import is_url
-from wdecomp.table.columns import groups_of, open_columns, picked, read_group
+from wdecomp.table.columns import ColumnsOf, groups_of, open_columns, picked, read_group
 from wdecomp.table.files import reading
-from wdecomp.table.schema import COLUMNS, FACTS, FITS, MODULES, SPECTRA, VERSION
+from wdecomp.table.schema import FACTS, FITS, MODULES, SPECTRA, VERSION
 
 SPECTRA_FILE = "spectra.parquet"
 INPUTS_FILE = "inputs.parquet"
@@ -116,28 +116,22 @@ class Results:
         Raises:
             ResultsError: no columns were kept for this run, step and axis.
         """
-        return as_pandas(self.columns_table(run, step, parameters, axis, every))
+        names = None if parameters is None else frozenset(parameters)
+        return as_pandas(self.columns_table(ColumnsOf(run, step, names, axis, every)))
 
-    def columns_table(
-        self,
-        run: str,
-        step: int | None = None,
-        parameters: list[str] | None = None,
-        axis: str = "output",
-        every: int = 1,
-    ) -> pa.Table:
+    def columns_table(self, of: ColumnsOf) -> pa.Table:
         """`columns` as Arrow has it, each name kept once."""
-        file = self.path / columns_file(run, self._last_step(run) if step is None else step)
+        file = self.path / self._columns_file(of)
         if not file.exists():
             raise ResultsError(
-                f"{file}: there is none. Compare with --columns {axis}, or name another step."
+                f"{file}: there is none. Compare with --columns {of.axis}, or name another step."
             )
-        wanted = None if parameters is None else set(parameters)
         with reading(file), open_columns(file) as parquet:
-            tables = [COLUMNS.empty_table()]
-            for i in groups_of(parquet.metadata, wanted, axis):
-                tables.append(picked(read_group(parquet, i), wanted, axis, every))
-            return pa.concat_tables(tables).unify_dictionaries()
+            groups = groups_of(parquet.metadata, of.parameters, of.axis)
+            return picked((read_group(parquet, i) for i in groups), of)
+
+    def _columns_file(self, of: ColumnsOf) -> str:
+        return columns_file(of.run, self._last_step(of.run) if of.step is None else of.step)
 
     def _last_step(self, run: str) -> int | None:
         steps = [known["step"] for known in self.run["runs"] if known["run"] == run]

@@ -1,13 +1,14 @@
 """Several results folders as one, so that their runs stand side by side."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from wdecomp.table.columns import ColumnsOf
 from wdecomp.table.results import Results
 
 if TYPE_CHECKING:
@@ -74,18 +75,11 @@ class Together(Results):
         """
         return self._joined("spectra")
 
-    def columns_table(
-        self,
-        run: str,
-        step: int | None = None,
-        parameters: list[str] | None = None,
-        axis: str = "output",
-        every: int = 1,
-    ) -> pa.Table:
+    def columns_table(self, of: ColumnsOf) -> pa.Table:
         """As `Results.columns_table`, of the folder that the run's name begins with."""
-        name = next(name for name in self.members if run.startswith(f"{name}/"))
-        own = run.removeprefix(f"{name}/")
-        return self.members[name].columns_table(own, step, parameters, axis, every)
+        name = next(name for name in self.members if of.run.startswith(f"{name}/"))
+        own = replace(of, run=of.run.removeprefix(f"{name}/"))
+        return self.members[name].columns_table(own)
 
     def _joined(self, table: str) -> "pd.DataFrame":
         import pandas as pd
