@@ -54,6 +54,10 @@ def some_columns(layers: int = 4, each: int = 300) -> pd.DataFrame:
     return points.assign(layer=np.repeat(np.arange(layers), each))
 
 
+def arrays(columns: pd.DataFrame) -> dict[str, Floats]:
+    return {str(name): columns[name].to_numpy(float) for name in columns}
+
+
 def fit(
     table: pd.DataFrame, grouping: str, estimator: str, response: str = "delta_magnitude"
 ) -> pd.Series:
@@ -150,7 +154,11 @@ def test_theil_sen_of_many_points_is_that_of_evenly_spaced_ones() -> None:
     columns = some_columns(layers=4, each=300)
     some = np.linspace(0, 1199, MOST_POINTS).round().astype(int)
     x, y = (columns[c].to_numpy(float)[some] for c in ("delta_direction", "delta_magnitude"))
-    found = fit(column_fits([(("r", "e", "q", "output"), columns)]), "per_column", "theil_sen")
+    found = fit(
+        column_fits([(("r", "e", "q", "output"), lambda: arrays(columns))]),
+        "per_column",
+        "theil_sen",
+    )
     assert_allclose(found["value"], stats.theilslopes(abs(y), x).slope, rtol=ORACLE)
     assert found["cluster_low"] < found["value"] < found["cluster_high"]
 
@@ -251,9 +259,9 @@ def test_the_bootstrap_from_sums_and_shared_ranks_is_the_brute_force_one(outlier
     table = table.assign(delta_magnitude=table["delta_magnitude"] * 1e4 + 1e5)
     points, code = kept(*xy(table)), table["layer"].to_numpy(dtype=np.intp)
     draws = cluster_draws(6)
-    found = np.array(list(brute_force(points.x, points.y, code, draws[FEW]))).T
-    slope_unit = points.y_exponent - points.x_exponent
-    exponents = np.array([0, 0, slope_unit, slope_unit, points.y_exponent])
+    found = np.array(list(brute_force(points.x.values, points.y.values, code, draws[FEW]))).T
+    slope_unit = points.slope_exponent
+    exponents = np.array([0, 0, slope_unit, slope_unit, points.y.exponent])
     brute = np.ldexp(found, exponents[:, None])
     pearson, slope, intercept = line_replicates(points, code, draws)
     ranks = spearman_replicates(points, code, draws)
@@ -275,11 +283,13 @@ def test_within_groups_each_resample_has_its_own_means(grouping: str, by: str) -
     points = sample(*xy(table), groups)
     assert points is not None
     draws = cluster_draws(6)
-    found = np.array(list(brute_force(points.x, points.y, code, draws[FEW], groups)))
+    found = np.array(list(brute_force(points.x.values, points.y.values, code, draws[FEW], groups)))
     pearson, slope, _ = line_replicates(points, code, draws, groups)
-    assert_array_equal(pearson_replicates(points.x, points.y, code, draws, groups), pearson)
+    assert_array_equal(
+        pearson_replicates(points.x.values, points.y.values, code, draws, groups), pearson
+    )
     middle = theil_sen_replicates(points, code, draws[:RESAMPLES_OF_PAIRS])
-    unit = points.y_exponent - points.x_exponent
+    unit = points.slope_exponent
     telling = abs(pearson) < 1 - 1e-9
     expected = dict(zip(FIVE, found.T, strict=True))
     for name, values, power in (
@@ -302,7 +312,9 @@ def test_six_layers_intervals_hold_the_truth_about_as_often_as_they_say() -> Non
         points = kept(x.ravel(), (truth * x + np.sqrt(1 - truth**2) * noise).ravel())
         estimate = pearson(points)
         clusters = cluster_intervals(points, code, {"pearson": estimate})
-        replicates = pearson_replicates(points.x, points.y, code, cluster_draws(layers))
+        replicates = pearson_replicates(
+            points.x.values, points.y.values, code, cluster_draws(layers)
+        )
         for name, (low, high) in {
             "t": clusters["pearson"],
             "percentiles": np.quantile(replicates, [0.025, 0.975]),
@@ -319,7 +331,7 @@ def test_beyond_2000_points_the_ranks_among_all_points_are_held_fixed() -> None:
     code = columns["layer"].to_numpy()
     points = kept(*(v.astype(np.float64) for v in xy(columns)))
     fixed = pearson_replicates(
-        stats.rankdata(points.x), stats.rankdata(points.y), code, cluster_draws(5)
+        stats.rankdata(points.x.values), stats.rankdata(points.y.values), code, cluster_draws(5)
     )
     assert_array_equal(spearman_replicates(points, code, cluster_draws(5)), fixed)
 
@@ -466,7 +478,7 @@ def test_groups_keep_their_order_and_a_table_always_gives_the_same_bytes() -> No
 def test_column_fits_are_of_the_absolute_the_relative_and_the_signed_change() -> None:
     points = some_columns()
     points.loc[7, "magnitude_base"] = 0.0
-    fits = column_fits([(("r", "encoder", "q", "output"), points)])
+    fits = column_fits([(("r", "encoder", "q", "output"), lambda: arrays(points))])
     x, m0, change = (
         points[c].to_numpy(float) for c in ("delta_direction", "magnitude_base", "delta_magnitude")
     )

@@ -8,11 +8,13 @@ from typing import Any
 import pandas as pd
 
 from wdecomp.errors import some
-from wdecomp.stats import Conclusion, conclusions
+from wdecomp.stats import conclusions
+from wdecomp.stats.kinds import Columns, Key, count, kinds, mean, of_last_step
 from wdecomp.table import Results
 
-WHERE = ["run", "stack", "module"]
+WHERE = ("run", "stack", "module")
 SAID = ["findings", "conclusion"]
+SHOWN = ("method", "layer", "step", "delta_magnitude", "delta_direction")
 WIDTH = 100
 KINDS = 8  # named in one line of conclusions
 IN_SHORT = {
@@ -39,17 +41,16 @@ def summary(results: Results, axis: str = "output") -> pd.DataFrame:
     step's means taken out), findings and conclusion (see `wdecomp.stats.Conclusion`).
     """
     modules, fits = results.modules, results.fits
-    modules = modules[modules["axis"] == axis]
+    said = {(each.run, each.stack, each.module): each for each in conclusions(modules, fits, axis)}
     wanted = (fits["axis"] == axis) & (fits["estimator"] == "pearson")
-    fits = fits[wanted & (fits["response"] == "delta_magnitude")]
-    said: dict[Any, Conclusion] = {
-        (each.run, each.stack, each.module): each for each in conclusions(modules, fits, axis)
+    pearson = {
+        (fit.run, fit.stack, fit.module, fit.grouping): fit
+        for fit in fits[wanted & (fits["response"] == "delta_magnitude")].itertuples()
     }
-    fits_of = dict(list(fits.groupby(WHERE, sort=False)))
     rows = [
-        _row(key, group, fits_of[key])
+        _row(key, columns, pearson[*key, "pooled"], pearson[*key, "within_step"])
         | dict(zip(SAID, (said[key].findings, said[key].text), strict=True))
-        for key, group in modules.groupby(WHERE, sort=False)
+        for key, columns in kinds(modules[modules["axis"] == axis], WHERE, SHOWN)
         if key in said
     ]
     return pd.DataFrame(rows)
@@ -153,26 +154,23 @@ def _wrapped(text: str, indent: str) -> list[str]:
     )
 
 
-def _row(key: Any, group: pd.DataFrame, fits: pd.DataFrame) -> dict[str, Any]:
+def _row(key: Key, columns: Columns, pooled: Any, within: Any) -> dict[str, Any]:
     run, stack, module = key
-    last = group[group["step"] == group["step"].max()] if group["step"].notna().any() else group
-    here = fits.set_index("grouping")
-    pooled: Any = here.loc["pooled"]
-    within: Any = here.loc["within_step"]
-    clustered = not math.isnan(pooled["cluster_low"])
+    last = of_last_step(columns)
+    clustered = not math.isnan(pooled.cluster_low)
     return {
         "run": run,
-        "method": group["method"].iloc[0],
+        "method": columns["method"][0],
         "stack": stack,
         "module": module,
-        "layers": int(group["layer"].nunique()),
-        "steps": int(max(group["step"].nunique(), 1)),
-        "delta_magnitude": float(last["delta_magnitude"].mean()),
-        "delta_direction": float(last["delta_direction"].mean()),
-        "pearson": float(pooled["value"]),
-        "low": float(pooled["cluster_low" if clustered else "low"]),
-        "high": float(pooled["cluster_high" if clustered else "high"]),
-        "within_step": float(within["value"]),
+        "layers": count(columns["layer"]),
+        "steps": max(count(columns["step"]), 1),
+        "delta_magnitude": mean(last["delta_magnitude"]),
+        "delta_direction": mean(last["delta_direction"]),
+        "pearson": pooled.value,
+        "low": pooled.cluster_low if clustered else pooled.low,
+        "high": pooled.cluster_high if clustered else pooled.high,
+        "within_step": within.value,
     }
 
 

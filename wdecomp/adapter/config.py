@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from wdecomp.errors import AdapterError
 
@@ -87,6 +86,8 @@ def by_module(
 
 
 def _matching(names: pa.Array, key: str, where: str) -> pa.Array:
+    import pyarrow.compute as pc  # more than all else that an adapter's config needs
+
     try:
         return names.filter(pc.match_substring_regex(names, rf"^(.*\.)?({key})$"))
     except pa.ArrowInvalid as error:

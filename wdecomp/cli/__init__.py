@@ -30,7 +30,7 @@ from wdecomp.errors import UnfinishedError, WdecompError
 
 TRACEBACK = "WDECOMP_TRACEBACK"  # in the environment: errors of our own are shown with their place
 UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h: job systems know it as "again later"
-OBJECTS = 100_000  # between collections; with Python's own 700, imports take half as long again
+OBJECTS = 1_000_000  # between collections: imports make so many that stay, and no garbage
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

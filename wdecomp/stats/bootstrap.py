@@ -27,7 +27,10 @@ NO_INTERVAL: Interval = (np.nan, np.nan)
 
 
 def cluster_intervals(
-    points: Sample, clusters: Codes, found: Mapping[str, Estimate], own_groups: bool = False
+    points: Sample,
+    clusters: Floats | Codes,
+    found: Mapping[str, Estimate],
+    own_groups: bool = False,
 ) -> dict[str, Interval]:
     """The interval of every estimator from 2,000 resamples of the clusters, or 200 (Theil–Sen).
 
@@ -125,29 +128,30 @@ def line_replicates(
     points: Sample, code: Codes, draws: Floats, groups: Codes | None = None
 ) -> tuple[Floats, Floats, Floats]:
     """Pearson's r, slope and intercept of every resample, these two in table units; else NaN."""
-    x_mean, y_mean = points.x.mean(), points.y.mean()
-    sums = _drawn_sums(points.x - x_mean, points.y - y_mean, code, draws, groups)
+    x, y = points.x.values, points.y.values
+    x_mean, y_mean = x.mean(), y.mean()
+    sums = _drawn_sums(x - x_mean, y - y_mean, code, draws, groups)
     x_spread, y_spread, product = _spreads(sums)
     slope = product / x_spread
     n, sx, sy = sums[:3].sum(axis=1)
     intercept = (y_mean + sy / n) - slope * (x_mean + sx / n)
     return (
         _correlation(x_spread, y_spread, product),
-        np.ldexp(slope, points.y_exponent - points.x_exponent),
-        np.ldexp(intercept, points.y_exponent),
+        np.ldexp(slope, points.slope_exponent),
+        np.ldexp(intercept, points.y.exponent),
     )
 
 
 def spearman_replicates(points: Sample, code: Codes, draws: Floats) -> Floats:
     """Spearman's ρ of every resample: re-ranked up to 2,000 points, else of fixed ranks."""
-    if len(points.x) > MOST_POINTS_RERANKED or points.code is not None:
-        return pearson_replicates(*points.ranks, code, draws)
+    x, y = points.x, points.y
+    if len(code) > MOST_POINTS_RERANKED or points.code is not None:
+        return pearson_replicates(x.ranks, y.ranks, code, draws)
     # Half-integers throughout: these sums are exact, so no centring and no tolerance is needed.
     weights = draws[:, code]
     n = weights.sum(axis=1)
-    x = _centred_ranks(points.x, code, draws, n)
-    y = _centred_ranks(points.y, code, draws, n)
-    xx, yy, xy = (np.einsum("rp,rp,rp->r", weights, a, b) for a, b in ((x, x), (y, y), (x, y)))
+    u, v = (_centred_ranks(of.values, code, draws, n) for of in (x, y))
+    xx, yy, xy = (np.einsum("rp,rp,rp->r", weights, a, b) for a, b in ((u, u), (v, v), (u, v)))
     return _correlation(np.where(xx > 0, xx, np.nan), np.where(yy > 0, yy, np.nan), xy)
 
 

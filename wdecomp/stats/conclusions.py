@@ -1,21 +1,27 @@
 """What the tables of a run allow to be concluded, and what not, in plain sentences."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from wdecomp.stats.bootstrap import Interval
-from wdecomp.stats.estimators import pearson, sample
-from wdecomp.stats.null import null_points
+from wdecomp.stats.estimators import Floats, pearson, samples
+from wdecomp.stats.kinds import Columns, Key, count, kinds, mean, of_last_step
 
-KEYS = ["run", "stack", "module"]
+KEYS = ("run", "stack", "module")
 FIRST = "q"  # the module kind of the paper's Fig. 2
 FEWEST_LAYERS = 2  # below, there is no relation between layers to speak of
 IN_SHORT = {"delta_direction": "dD", "delta_magnitude": "dM"}
+FIGURES = (
+    *("step", "layer", "dtype_tuned", "growth_ratio"),
+    *("signed_delta_magnitude", "relative_delta_magnitude"),
+    *(f"{of}{figure}" for of in ("", "floor_", "null_") for figure in IN_SHORT),
+)
 FLOORED = 2.0  # times the floor
 SHRUNK = -0.9  # of ΔM: the mean of m − m0, so that nearly all columns became shorter
 ALIKE = 0.15  # standard deviation over layers of relative ΔM, of their mean
@@ -59,14 +65,15 @@ def conclusions(
         axis: "output" or "input".
     """
     found = []
-    modules = modules[modules["axis"] == axis]
     wanted = (fits["axis"] == axis) & (fits["estimator"] == "pearson")
-    fits = fits[wanted & (fits["response"] == "delta_magnitude")]
-    fits_of = dict(list(fits.groupby(KEYS, sort=False)))
-    for key, rows in modules.groupby(KEYS, sort=False):
-        if rows["layer"].nunique() < FEWEST_LAYERS:
+    pearsons: dict[Key, dict[str, _Correlation]] = {}
+    for fit in fits[wanted & (fits["response"] == "delta_magnitude")].itertuples():
+        of_kind = pearsons.setdefault((fit.run, fit.stack, fit.module), {})
+        of_kind[str(fit.grouping)] = _Correlation.of(fit)
+    for key, rows in kinds(modules[modules["axis"] == axis], KEYS, FIGURES):
+        if count(rows["layer"]) < FEWEST_LAYERS:
             continue
-        findings, sentences = zip(*_Kind(rows, fits_of[key]).said(), strict=True)
+        findings, sentences = zip(*_Kind(rows, pearsons[key]).said(), strict=True)
         where = dict(zip(KEYS, (str(part) for part in key), strict=True))
         found.append(Conclusion(**where, axis=axis, findings=findings, text=" ".join(sentences)))
     runs = list(dict.fromkeys(each.run for each in found))
@@ -77,8 +84,8 @@ def conclusions(
 class _Kind:
     """One run's module kind along one axis: its matrices, Pearson's r of ΔM, what they show."""
 
-    rows: pd.DataFrame
-    fits: pd.DataFrame
+    rows: Columns
+    pearson: Mapping[str, "_Correlation"]
 
     def said(self) -> Iterator[tuple[str, str]]:
         """Findings, each with its sentence."""
@@ -86,7 +93,7 @@ class _Kind:
         if floored:
             yield "floor", self._floor_text(floored)
             return
-        if self.last["growth_ratio"].isna().all():
+        if np.isnan(self.last["growth_ratio"]).all():
             yield "scaled", "No column turned: magnitudes alone changed, and dD is rounding."
             return
         decayed = self._decayed()
@@ -99,14 +106,13 @@ class _Kind:
             yield finding, self._null_text(finding, ratio)
 
     @cached_property
-    def last(self) -> pd.DataFrame:
+    def last(self) -> Columns:
         """The rows of the last step."""
-        steps = self.rows["step"]
-        return self.rows[steps == steps.max()] if steps.notna().any() else self.rows
+        return of_last_step(self.rows)
 
     @property
     def layers(self) -> str:
-        return f"{self.rows['layer'].nunique()} layers"
+        return f"{count(self.rows['layer'])} layers"
 
     def _floored(self) -> str | None:
         """The first figure that is within twice its floor in every layer."""
@@ -117,8 +123,8 @@ class _Kind:
         return None
 
     def _floor_text(self, figure: str) -> str:
-        dtype = " and ".join(sorted(self.last["dtype_tuned"].unique()))
-        measured, floor = self.last[[figure, f"floor_{figure}"]].mean()
+        dtype = " and ".join(sorted(set(self.last["dtype_tuned"])))
+        measured, floor = (mean(self.last[name]) for name in (figure, f"floor_{figure}"))
         return (
             f"{IN_SHORT[figure]} ({measured:.2g}) is what rounding to {dtype} gives by itself "
             f"({floor:.2g}): nothing can be concluded of training."
@@ -127,20 +133,21 @@ class _Kind:
     def _decayed(self) -> bool:
         shrunk = self.last["signed_delta_magnitude"] <= SHRUNK * self.last["delta_magnitude"]
         relative = self.last["relative_delta_magnitude"]
-        return bool(shrunk.all() and relative.std() <= ALIKE * relative.mean())
+        return bool(shrunk.all() and _spread(relative) <= ALIKE * mean(relative))
 
     def _decay_text(self) -> str:
         relative = 100 * self.last["relative_delta_magnitude"]
         return (
-            f"All magnitudes shrink in proportion to their size ({relative.min():.3g} to "
-            f"{relative.max():.3g} % in every layer), as weight decay makes them: "
+            f"All magnitudes shrink in proportion to their size ({np.nanmin(relative):.3g} to "
+            f"{np.nanmax(relative):.3g} % in every layer), as weight decay makes them: "
             "this dM tells of decay, not of learning."
         )
 
     def _sign(self) -> tuple[str, str]:
-        pooled, within = self._correlation("pooled"), self._correlation("within_step")
+        pooled, within = self.pearson["pooled"], self.pearson["within_step"]
         if math.isnan(pooled.value):
-            return "few", f"{self.layers}, {len(self.rows)} points: no correlation can be had."
+            points = f"{len(self.rows['layer'])} points"
+            return "few", f"{self.layers}, {points}: no correlation can be had."
         if pooled.opposite(within):
             return "reversal", self._reversal_text(pooled, within)
         if not pooled.settled:
@@ -155,7 +162,7 @@ class _Kind:
         )
 
     def _reversal_text(self, pooled: "_Correlation", within: "_Correlation") -> str:
-        in_time = self._correlation("within_layer").value
+        in_time = self.pearson["within_layer"].value
         why = ", because both grow in time" if in_time > 0 else ""
         settled = {
             (True, True): f"{self.layers} settle both",
@@ -168,21 +175,16 @@ class _Kind:
             f"(Simpson's paradox{why}); {settled}."
         )
 
-    def _correlation(self, grouping: str) -> "_Correlation":
-        row = self.fits[self.fits["grouping"] == grouping].iloc[0]
-        cluster = (float(row["cluster_low"]), float(row["cluster_high"]))
-        points = (float(row["low"]), float(row["high"]))
-        return _Correlation(float(row["value"]), points if math.isnan(cluster[0]) else cluster)
-
     def _over_null(self) -> float:
-        null = float(self.last["null_delta_magnitude"].sum())
-        return float(self.last["delta_magnitude"].sum()) / null if null > 0 else math.nan
+        real, null = (np.nansum(self.last[f"{of}delta_magnitude"]) for of in ("", "null_"))
+        return float(real / null) if null > 0 else math.nan
 
     def _null_text(self, finding: str, ratio: float) -> str:
         start = f"dM is {ratio:.2f} times that of random updates of the same size"
         if finding == "held":
             return f"{start}: something holds the magnitudes."
-        points = sample(*null_points(self.rows).to_numpy(np.float64).T)
+        x, y = (self.rows[f"null_{figure}"] for figure in IN_SHORT)
+        ((_, points),) = samples(x, (y,))
         theirs = "" if points is None else f", whose r would be {pearson(points).value:+.2f}"
         return f"{start}{theirs}: in this no different from them."
 
@@ -191,6 +193,13 @@ class _Kind:
 class _Correlation:
     value: float
     interval: Interval
+
+    @classmethod
+    def of(cls, fit: Any) -> "_Correlation":
+        """That of a row of fits, with the interval from whole layers where there is one."""
+        whole = not math.isnan(fit.cluster_low)
+        interval = (fit.cluster_low, fit.cluster_high) if whole else (fit.low, fit.high)
+        return cls(fit.value, interval)
 
     @property
     def settled(self) -> bool:
@@ -205,3 +214,9 @@ class _Correlation:
     def __str__(self) -> str:
         low, high = self.interval
         return f"{self.value:+.2f} [{low:+.2f},{high:+.2f}]"
+
+
+def _spread(values: Floats) -> float:
+    """The standard deviation of those that are not NaN; NaN of fewer than two."""
+    known = values[~np.isnan(values)]
+    return float(known.std(ddof=1)) if len(known) > 1 else math.nan

@@ -5,6 +5,7 @@ longer than comparing a gigabyte.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,54 +31,75 @@ class Estimate:
     high: float = np.nan
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Points (x, y) that vary in both; x·2^x_exponent and y·2^y_exponent are in table units.
+@dataclass(frozen=True, eq=False)
+class Variable:
+    """The x, or the y, of some points; values·2^exponent is in table units.
 
-    `code` is the group of each point, 0, 1, …, whose means were subtracted from x and y; None where
-    none were. `groups` is their number, or 1: the line's own intercept is a mean, too.
-    `n_effective` = n − (groups − 1) is what every interval counts with.
+    `code` is the group of each point, 0, 1, …, whose mean was subtracted; None where none was.
     """
 
-    x: Floats
-    y: Floats
-    x_exponent: int
-    y_exponent: int
+    values: Floats
+    exponent: int
     code: Codes | None = None
 
     @cached_property
     def groups(self) -> int:
+        """Their number, or 1: the line's own intercept is a mean, too."""
         return 1 if self.code is None else int(self.code.max()) + 1
+
+    @cached_property
+    def ranks(self) -> Floats:
+        """Mid-ranks, from 1; after demeaning, ties are ties up to rounding."""
+        return _midranks(self.values if self.groups == 1 else _levels(self.values))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Points (x, y) that vary in both, in the same groups.
+
+    `n_effective` = n − (groups − 1) is what every interval counts with.
+    """
+
+    x: Variable
+    y: Variable
+
+    @property
+    def code(self) -> Codes | None:
+        return self.x.code
 
     @property
     def n_effective(self) -> int:
-        return len(self.x) - (self.groups - 1)
+        return len(self.x.values) - (self.x.groups - 1)
 
-    @cached_property
-    def ranks(self) -> tuple[Floats, Floats]:
-        """Mid-ranks of x and of y, from 1; after demeaning, ties are ties up to rounding."""
-        x, y = self.x, self.y
-        if self.groups > 1:
-            x, y = _levels(x), _levels(y)
-        return _midranks(x), _midranks(y)
+    @property
+    def slope_exponent(self) -> int:
+        """A slope of the values, times 2^slope_exponent, is in table units."""
+        return self.y.exponent - self.x.exponent
 
 
-def sample(x: Floats, y: Floats, groups: Codes | None = None) -> Sample | None:
+def sample(x: Floats, y: Floats, groups: Floats | Codes | None = None) -> Sample | None:
     """The points, scaled and less their group means; None where they admit no estimate.
 
     That is: fewer than 3 points beyond those that the group means use up, or no variance.
     """
-    code = None if groups is None else np.unique(groups, return_inverse=True)[1]
-    count = 1 if code is None else int(code.max(initial=0)) + 1
-    if len(x) - (count - 1) < 3:
-        return None
-    x_scaled, x_exponent = _scaled(x)
-    y_scaled, y_exponent = _scaled(y)
-    if code is not None:
-        x_scaled, y_scaled = _demeaned(x_scaled, code), _demeaned(y_scaled, code)
-    if _constant(x_scaled) or _constant(y_scaled):
-        return None
-    return Sample(x_scaled, y_scaled, x_exponent, y_exponent, code)
+    code = _code(groups)
+    return _sample(_variable(x, code), y, code)
+
+
+def samples(
+    x: Floats, responses: Iterable[Floats], groups: Floats | None = None
+) -> Iterator[tuple[npt.NDArray[np.bool_], Sample | None]]:
+    """For each response as y: which points are finite in x and y, and their `sample`.
+
+    x is scaled and ranked once for all responses that have the same points.
+    """
+    points = None
+    for y in responses:
+        usable = np.isfinite(x) & np.isfinite(y)
+        if points is None or not np.array_equal(usable, points):
+            points, code = usable, _code(None if groups is None else groups[usable])
+            of_x = _variable(x[usable], code)
+        yield usable, _sample(of_x, y[usable], code)
 
 
 def pearson(points: Sample) -> Estimate:
@@ -86,7 +108,7 @@ def pearson(points: Sample) -> Estimate:
     tanh(atanh r ± 1.96/√(n − 3)), n less one for each group mean beyond the first, which makes
     the within-group r a partial correlation (Fisher 1924). [−1, 1] where n − 3 is 0.
     """
-    r = _correlation(points.x, points.y)
+    r = _correlation(points.x.values, points.y.values)
     return _fisher(r, 1.0, points.n_effective)
 
 
@@ -96,7 +118,7 @@ def spearman(points: Sample) -> Estimate:
     tanh(atanh ρ ± 1.96·√((1 + ρ²/2)/(n − 3))) (Bonett & Wright 2000, Psychometrika 65, Eq. 3),
     n as for Pearson's r.
     """
-    rho = _correlation(*points.ranks)
+    rho = _correlation(points.x.ranks, points.y.ranks)
     return _fisher(rho, 1.0 + rho**2 / 2.0, points.n_effective)
 
 
@@ -106,7 +128,7 @@ def line(points: Sample) -> tuple[Estimate, Estimate]:
     estimate ± t(0.975, n − 2)·standard error, n as for Pearson's r. The intercept means something
     only where no group means were subtracted.
     """
-    x, x_mean, y, y_mean = *_centred(points.x), *_centred(points.y)
+    x, x_mean, y, y_mean = *_centred(points.x.values), *_centred(points.y.values)
     squares = float(x @ x)
     slope = float(x @ y) / squares
     residuals = y - slope * x
@@ -116,9 +138,29 @@ def line(points: Sample) -> tuple[Estimate, Estimate]:
     slope_reach = t95 * math.sqrt(variance / squares)
     intercept_reach = t95 * math.sqrt(variance * (1 / len(x) + x_mean * x_mean / squares))
     return (
-        _symmetric(slope, slope_reach, points.y_exponent - points.x_exponent),
-        _symmetric(y_mean - slope * x_mean, intercept_reach, points.y_exponent),
+        _symmetric(slope, slope_reach, points.slope_exponent),
+        _symmetric(y_mean - slope * x_mean, intercept_reach, points.y.exponent),
     )
+
+
+def _code(groups: Floats | Codes | None) -> Codes | None:
+    return None if groups is None else np.unique(groups, return_inverse=True)[1]
+
+
+def _variable(values: Floats, code: Codes | None) -> Variable | None:
+    """One side of a sample; None where it admits no estimate."""
+    count = 1 if code is None else int(code.max(initial=0)) + 1
+    if len(values) - (count - 1) < 3:
+        return None
+    scaled, exponent = _scaled(values)
+    if code is not None:
+        scaled = _demeaned(scaled, code)
+    return None if _constant(scaled) else Variable(scaled, exponent, code)
+
+
+def _sample(x: Variable | None, y: Floats, code: Codes | None) -> Sample | None:
+    of_y = None if x is None else _variable(y, code)
+    return None if x is None or of_y is None else Sample(x, of_y)
 
 
 def _correlation(x: Floats, y: Floats) -> float:
@@ -129,9 +171,13 @@ def _midranks(values: Floats) -> Floats:
     """Ranks from 1; equal values share the mean of theirs."""
     order = np.argsort(values)
     ordered = values[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    ends = np.r_[starts[1:], len(values)]
+    new = ordered[1:] != ordered[:-1]
     ranks = np.empty(len(values))
+    if new.all():
+        ranks[order] = np.arange(1, len(values) + 1)
+        return ranks
+    starts = np.flatnonzero(np.r_[True, new])
+    ends = np.r_[starts[1:], len(values)]
     ranks[order] = np.repeat((starts + ends + 1) / 2, ends - starts)
     return ranks
 

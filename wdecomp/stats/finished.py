@@ -1,12 +1,13 @@
 """The fits of finished tables: of the matrices, and of the columns that were kept."""
 
 import math
-from collections.abc import Iterator
+from functools import partial
 
+import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from wdecomp.stats.fits import column_fits, module_fits
+from wdecomp.stats.fits import KEYS, Kinds, column_fits, module_fits
+from wdecomp.stats.kinds import Columns, kinds
 from wdecomp.table import FIGURES, ColumnsOf, Results
 
 MOST_COLUMNS = 1 << 18  # of a module kind in one fit; of more, evenly spaced ones are taken
@@ -25,24 +26,24 @@ def result_fits(results: Results) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _kept_columns(results: Results) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
-    """(run, stack, module, axis) and the columns of it."""
+def _kept_columns(results: Results) -> Kinds:
+    """(run, stack, module, axis), and what reads the columns of it."""
     modules = results.modules
     last = modules.groupby("run", sort=False)["step"].transform("max")
     wanted = (modules["step"] == last) | modules["step"].isna()
     wanted &= modules["axis"].isin(results.run["options"]["columns"])
-    kinds = modules[wanted].groupby(["run", "stack", "module", "axis"], sort=False)
-    for key, rows in kinds:
-        run, stack, module, axis = (str(part) for part in key)
+    for key, rows in kinds(modules[wanted], KEYS, ("parameter", "layer", "n_columns")):
+        run, _, _, axis = key
+        layer_of = dict(zip(rows["parameter"], rows["layer"], strict=True))
         every = math.ceil(rows["n_columns"].sum() / MOST_COLUMNS)
-        of = ColumnsOf(run, None, frozenset(rows["parameter"]), axis, max(every, 1))
-        points = _points(results.columns_table(of), rows.set_index("parameter")["layer"])
-        yield (run, stack, module, axis), points
+        of = ColumnsOf(run, None, frozenset(layer_of), axis, max(every, 1))
+        yield key, partial(_points, results, of, layer_of)
 
 
-def _points(columns: pa.Table, layer_of: "pd.Series[int]") -> pd.DataFrame:
+def _points(results: Results, of: ColumnsOf, layer_of: dict[str, float]) -> Columns:
     """The figures of columns, with the layer of each: a name is looked up once."""
+    columns = results.columns_table(of)
     words = columns["parameter"].combine_chunks()
-    layers = layer_of.reindex(words.dictionary.to_pylist()).array
-    points = {"layer": layers.take(words.indices.to_numpy())}
-    return pd.DataFrame(points | {name: columns[name].to_numpy() for name in FIGURES})
+    layers = np.array([layer_of.get(name, np.nan) for name in words.dictionary.to_pylist()])
+    figures = {name: columns[name].to_numpy() for name in FIGURES}
+    return figures | {"layer": layers[words.indices.to_numpy()]}

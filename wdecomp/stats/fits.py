@@ -1,9 +1,9 @@
 """The `fits` table: every correlation and line of magnitude change on direction change."""
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -11,15 +11,15 @@ from threadpoolctl import threadpool_limits
 
 from wdecomp.stats.bootstrap import NO_INTERVAL, cluster_intervals
 from wdecomp.stats.estimators import (
-    Codes,
     Estimate,
     Floats,
     Sample,
     line,
     pearson,
-    sample,
+    samples,
     spearman,
 )
+from wdecomp.stats.kinds import Columns, Key, kinds
 from wdecomp.stats.theil_sen import theil_sen
 
 KEYS = ("run", "stack", "module", "axis")
@@ -29,8 +29,9 @@ ESTIMATORS = ("pearson", "spearman", "slope", "theil_sen", "intercept")
 FIGURES = ("value", "low", "high", "n", "cluster_low", "cluster_high")
 FIT_COLUMNS = (*KEYS, "response", "grouping", "estimator", *FIGURES)
 
+T = TypeVar("T")
 Row = tuple[object, ...]
-Groups = Iterable[tuple[Row, pd.DataFrame]]
+Kinds = Iterable[tuple[Key, Callable[[], Columns]]]
 
 
 def module_fits(modules: pd.DataFrame) -> pd.DataFrame:
@@ -58,66 +59,63 @@ def module_fits(modules: pd.DataFrame) -> pd.DataFrame:
     >>> fits.head(5).set_index("estimator")["value"].round(9).to_dict()
     {'pearson': 1.0, 'spearman': 1.0, 'slope': 2.0, 'theil_sen': 2.0, 'intercept': 1.0}
     """
-    return _table(
-        _module_rows, modules.groupby(list(KEYS), sort=False, dropna=False, observed=True)
-    )
+    names = ("delta_direction", *RESPONSES, "layer", "step")
+    return _table(_module_rows, kinds(modules, KEYS, names))
 
 
-def column_fits(kinds: Groups) -> pd.DataFrame:
+def column_fits(kinds_of_columns: Kinds) -> pd.DataFrame:
     """One `per_column` row per kind, response and estimator, from the columns of all its layers.
 
-    A kind is ((run, stack, module, axis), points) with one point per weight column at one step. x
-    is 1 − cos, y is |Δm|, |Δm|/m0 or Δm; `points` has `layer`, `magnitude_base` m0,
-    `delta_magnitude` Δm = m − m0 (signed) and `delta_direction`. Columns with m0 = 0 have no
-    relative change and are left out there. Intervals as in `module_fits`: columns of one layer
-    resemble each other, so believe `cluster_low`, `cluster_high` before `low`, `high`.
+    A kind is ((run, stack, module, axis), a function that gives its points): one point per weight
+    column at one step. x is 1 − cos, y is |Δm|, |Δm|/m0 or Δm; the points have `layer`,
+    `magnitude_base` m0, `delta_magnitude` Δm = m − m0 (signed) and `delta_direction`, an array
+    each. Columns with m0 = 0 have no relative change and are left out there. Intervals as in
+    `module_fits`: columns of one layer resemble each other, so believe `cluster_low`,
+    `cluster_high` before `low`, `high`.
     """
-    return _table(_column_rows, kinds)
+    return _table(_column_rows, kinds_of_columns)
 
 
-def _column_rows(key: Row, points: pd.DataFrame) -> Iterator[Row]:
-    x, signed = _figures(points["delta_direction"]), _figures(points["delta_magnitude"])
-    layers = _codes(points["layer"])
+def _column_rows(key: Key, points_of: Callable[[], Columns]) -> Iterator[Row]:
+    points = points_of()
+    base, signed = points["magnitude_base"], points["delta_magnitude"]
+    size = np.abs(signed)
     with np.errstate(all="ignore"):
-        relative = np.abs(signed) / _figures(points["magnitude_base"])
-    for response, y in zip(RESPONSES, (np.abs(signed), relative, signed), strict=True):
-        for fit in _fits(x, y, layers):
+        relative = size / base
+    fits = _fits(points["delta_direction"], (size, relative, signed), points["layer"])
+    for response, found in zip(RESPONSES, fits, strict=True):
+        for fit in found:
             yield (*key, response, "per_column", *fit)
 
 
-def _module_rows(key: Row, part: pd.DataFrame) -> Iterator[Row]:
-    x, layers, steps = (
-        _figures(part["delta_direction"]),
-        _codes(part["layer"]),
-        _codes(part["step"]),
-    )
-    for response in RESPONSES:
-        y = _figures(part[response])
-        for fit in _fits(x, y, layers):
-            yield (*key, response, "pooled", *fit)
-        for grouping, groups in (("within_step", steps), ("within_layer", layers)):
-            for fit in _fits(x, y, layers, groups):
+def _module_rows(key: Key, part: Columns) -> Iterator[Row]:
+    x, layers, steps = part["delta_direction"], part["layer"], part["step"]
+    responses = [part[response] for response in RESPONSES]
+    groupings = {"pooled": None, "within_step": steps, "within_layer": layers}
+    fits = [list(_fits(x, responses, layers, groups)) for groups in groupings.values()]
+    for response, *found in zip(RESPONSES, *fits, strict=True):
+        for grouping, rows in zip(groupings, found, strict=True):
+            for fit in rows:
                 yield (*key, response, grouping, *fit)
 
 
-def _fits(x: Floats, y: Floats, layers: Codes, groups: Codes | None = None) -> list[Row]:
-    usable = np.isfinite(x) & np.isfinite(y)
+def _fits(
+    x: Floats, responses: Sequence[Floats], layers: Floats, groups: Floats | None = None
+) -> Iterator[list[Row]]:
+    """The fits of each response."""
     # Where means were subtracted, the intercept is zero by construction.
     names = ESTIMATORS if groups is None else ESTIMATORS[:-1]
-    with np.errstate(all="ignore"):
-        points = sample(x[usable], y[usable], None if groups is None else groups[usable])
-        found = {} if points is None else _estimates(points, names)
-        clusters = (
-            {}
-            if points is None
-            else cluster_intervals(points, layers[usable], found, own_groups=groups is layers)
-        )
-    n = int(usable.sum())
-    return [
-        (name, e.value, e.low, e.high, n, *clusters.get(name, NO_INTERVAL))
-        for name in names
-        for e in (found.get(name, Estimate()),)
-    ]
+    for usable, points in samples(x, responses, groups):
+        n, found, clusters = int(usable.sum()), {}, {}
+        if points is not None:
+            with np.errstate(all="ignore"):
+                found = _estimates(points, names)
+                clusters = cluster_intervals(points, layers[usable], found, groups is layers)
+        yield [
+            (name, e.value, e.low, e.high, n, *clusters.get(name, NO_INTERVAL))
+            for name in names
+            for e in (found.get(name, Estimate()),)
+        ]
 
 
 def _estimates(points: Sample, names: tuple[str, ...]) -> dict[str, Estimate]:
@@ -126,28 +124,16 @@ def _estimates(points: Sample, names: tuple[str, ...]) -> dict[str, Estimate]:
     return dict(zip(names, values, strict=False))
 
 
-def _figures(column: "pd.Series[float]") -> Floats:
-    return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)
+def _table(
+    rows_of: Callable[[Key, T], Iterator[Row]], kinds: Iterable[tuple[Key, T]]
+) -> pd.DataFrame:
+    """The rows of all kinds, as many at a time as there are cores.
 
-
-def _codes(column: "pd.Series[int]") -> Codes:
-    return pd.factorize(column, sort=True, use_na_sentinel=False)[0]
-
-
-def _table(rows_of: Callable[[Row, pd.DataFrame], Iterator[Row]], groups: Groups) -> pd.DataFrame:
-    """The rows of all groups, as many at a time as there are cores, and one more in waiting.
-
-    Sorting and gathering, most of the work, free the interpreter; a BLAS with threads of its own
-    would only be in their way.
+    Reading, sorting and gathering, most of the work, free the interpreter; a BLAS with threads of
+    its own would only be in their way.
     """
-    rows: list[Row] = []
-    cores, under_way = os.cpu_count() or 1, deque[Future[list[Row]]]()
-    with threadpool_limits(limits=1), ThreadPoolExecutor(cores) as pool:
-        for key, points in groups:
-            under_way.append(pool.submit(lambda *group: list(rows_of(*group)), key, points))
-            if len(under_way) > cores:
-                rows += under_way.popleft().result()
-        for last in under_way:
-            rows += last.result()
+    with threadpool_limits(limits=1), ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda kind: list(rows_of(*kind)), kinds)
+        rows = [row for some in found for row in some]
     dtypes = dict.fromkeys(FIT_COLUMNS, "str") | dict.fromkeys(FIGURES, "float64") | {"n": "int64"}
     return pd.DataFrame(rows, columns=list(FIT_COLUMNS)).astype(dtypes)

@@ -6,11 +6,16 @@ shifts between groups need not be estimated.
 """
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from wdecomp.stats.estimators import Z95, Codes, Estimate, Floats, Sample
+
+Array = npt.NDArray[Any]
 
 # Of more, evenly spaced ones are taken. A prime, so that no stride falls in step with heads.
 MOST_POINTS = 499
@@ -26,8 +31,8 @@ def theil_sen(points: Sample) -> Estimate:
     Kendall's S under no relation, n(n − 1)(2n + 5)/18 less the same sum over ties in x and in y,
     as in scipy.stats.theilslopes; of several groups, the sum of theirs.
     """
-    some = picked(len(points.x))
-    slopes, _, _ = slopes_between(points, some)
+    some = picked(len(points.x.values))
+    slopes = slopes_between(points, some)[0]
     if not len(slopes):
         return Estimate()
     slopes.sort()
@@ -35,9 +40,8 @@ def theil_sen(points: Sample) -> Estimate:
     count = len(slopes)
     low = max(round((count - reach) / 2) - 1, 0)
     high = min(round((count + reach) / 2), count - 1)
-    exponent = points.y_exponent - points.x_exponent
     median = slopes[(count - 1) // 2 : count // 2 + 1].mean()
-    found = np.ldexp([median, slopes[low], slopes[high]], exponent)
+    found = np.ldexp([median, slopes[low], slopes[high]], points.slope_exponent)
     return Estimate(*(float(value) for value in found))
 
 
@@ -48,14 +52,14 @@ def theil_sen_replicates(points: Sample, clusters: Codes, draws: Floats) -> Floa
     sorted once; how many of them each resample has, up to the end of every block, says in which
     block its median is, and only that block is gone through.
     """
-    count = len(points.x)
+    count = len(points.x.values)
     some = picked(count, MOST_POINTS if count <= MOST_POINTS else RESAMPLED)
-    slopes, left, right = slopes_between(points, some)
+    slopes, usable = slopes_between(points, some)
     if not len(slopes):
         return np.full(len(draws), np.nan)
     order = np.argsort(slopes)
-    slopes, left, right = slopes[order], left[order], right[order]
-    pair = clusters[some][left] * draws.shape[1] + clusters[some][right]
+    slopes = slopes[order]
+    pair = of_pairs(lambda one, other: one * draws.shape[1] + other, clusters[some])[usable][order]
     kinds, kind = np.unique(pair, return_inverse=True)
     weights = draws[:, kinds // draws.shape[1]] * draws[:, kinds % draws.shape[1]]
     size = -(-len(slopes) // BLOCKS)
@@ -71,8 +75,7 @@ def theil_sen_replicates(points: Sample, clusters: Codes, draws: Floats) -> Floa
     inside = before + np.take_along_axis(weights, kind[at], axis=1).cumsum(axis=1)
     first = np.minimum((inside <= rank).sum(axis=1, keepdims=True), size - 1)
     median = slopes[np.take_along_axis(at, first, axis=1)[:, 0]]
-    exponent = points.y_exponent - points.x_exponent
-    return np.where(up_to[:, -1] > 0, np.ldexp(median, exponent), np.nan)
+    return np.where(up_to[:, -1] > 0, np.ldexp(median, points.slope_exponent), np.nan)
 
 
 def picked(count: int, most: int = MOST_POINTS) -> Codes:
@@ -80,43 +83,42 @@ def picked(count: int, most: int = MOST_POINTS) -> Codes:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.intp))
 
 
-def slopes_between(points: Sample, some: Codes) -> tuple[Floats, Codes, Codes]:
-    """All slopes, in units of the sample, and the two points of each.
+def slopes_between(points: Sample, some: Codes) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """All slopes between some points, in units of the sample; and which pairs have one.
 
     Two points with one x, or of two groups, have none.
     """
-    left, right = _pairs(len(some))
-    x, y = points.x[some], points.y[some]
-    run, rise = x.take(right), y.take(right)
-    run -= x.take(left)
-    rise -= y.take(left)
+    run, rise = (of_pairs(np.subtract, of.values[some]) for of in (points.x, points.y))
     usable = run != 0
     if points.code is not None:
-        code = points.code[some]
-        usable &= code[left] == code[right]
+        usable &= of_pairs(np.equal, points.code[some])
     if not usable.all():
-        run, rise, left, right = run[usable], rise[usable], left[usable], right[usable]
+        run, rise = run[usable], rise[usable]
     rise /= run
-    return rise, left, right
+    return rise, usable
 
 
-@lru_cache(maxsize=16)
-def _pairs(count: int) -> tuple[Codes, Codes]:
-    return np.triu_indices(count, k=1)
+def of_pairs(figure: Callable[[Array, Array], Array], values: Array) -> Array:
+    """A figure of every two points, from one's value and the other's.
+
+    The other is 1, 2, … places after, on from the first where they end: so values are taken row by
+    row. At half the number of points, an even one, pairs would come twice.
+    """
+    count = len(values)
+    after = sliding_window_view(np.concatenate([values, values]), count)[1 : count // 2 + 1]
+    return figure(values, after).ravel()[: count * (count - 1) // 2]
 
 
 def _kendall_variance(points: Sample, some: Codes) -> float:
-    code = np.zeros(len(points.x), np.intp) if points.code is None else points.code
-    groups, x_ties, y_ties = (
-        _permutations(np.stack([code[some], values[some]]))
-        for values in (np.zeros(len(code)), points.x, points.y)
+    code = np.zeros(len(some), np.intp) if points.code is None else points.code[some]
+    x_ties, y_ties = (
+        _permutations(code * len(some) + np.unique(of.values[some], return_inverse=True)[1])
+        for of in (points.x, points.y)
     )
-    return max(groups - x_ties - y_ties, 0.0) / 18
+    return max(_permutations(code) - x_ties - y_ties, 0.0) / 18
 
 
-def _permutations(keys: Floats) -> float:
-    """Σ n(n − 1)(2n + 5) over the numbers n of points that have the same keys."""
-    ordered = keys[:, np.lexsort(keys[::-1])]
-    new = np.r_[True, (ordered[:, 1:] != ordered[:, :-1]).any(axis=0), True]
-    n = np.diff(np.flatnonzero(new)).astype(np.float64)
+def _permutations(keys: Codes) -> float:
+    """Σ n(n − 1)(2n + 5) over the numbers n of points that have the same key."""
+    n = np.unique(keys, return_counts=True)[1].astype(np.float64)
     return float((n * (n - 1) * (2 * n + 5)).sum())

@@ -130,7 +130,7 @@ def _picked(group: pa.Table, of: ColumnsOf) -> pa.Table:
     kept &= _among(group.column("axis"), {of.axis})
     if of.parameters is not None:
         kept &= _among(group.column("parameter"), of.parameters)
-    return group.filter(pa.array(kept))
+    return group if kept.all() else group.filter(pa.array(kept))
 
 
 def _may_hold(names: Any, wanted: Set[str]) -> bool:

@@ -11,8 +11,10 @@ and a digest of its content, so that none that has rotted can be taken for what 
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,7 +126,8 @@ class ResultsFolder:
         spectra = [self._commit_spectra(parts)] if self._keeps_spectra else []
         inputs = [self._commit_inputs(parts)] if self._keeps_checksums else []
         kept = self._runs if self._keeps_columns else []
-        columns = [self._commit_columns(run, parts) for run in kept]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            columns = list(pool.map(lambda run: self._commit_columns(run, parts), kept))
         table = pa.Table.from_pandas(fits(Results(self.path)), FITS, preserve_index=False)
         self._commit_table("fits.parquet", table)
         written = [*TABLES, *spectra, *inputs, *columns]
