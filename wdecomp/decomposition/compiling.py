@@ -1,13 +1,23 @@
-"""Compilation at first use: kept on disk where there is a place for it, and told to the user."""
+"""Compilation at first use: kept on disk where there is a place for it, and told to the user.
+
+numba keeps one by the name of its function and by the file where that is. Functions of this package
+are made of others, of files beside theirs: so what these files say is part of their names. Else an
+upgrade, or a change of a constant, would leave machine code that no longer goes with its callers.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from numba import njit
 from numba.core import event
 
 from wdecomp.decomposition.stored import FAST
+
+HERE = Path(__file__).parent
+SOURCES = sha256(b"".join(file.read_bytes() for file in sorted(HERE.glob("*.py")))).hexdigest()[:8]
 
 
 def compiled(function: Any) -> Any:
@@ -21,6 +31,7 @@ def compiled_to_the_letter(function: Any) -> Any:
 
 
 def _compiled(function: Any, **options: Any) -> Any:
+    function.__qualname__ += f"_{SOURCES}"
     try:
         return njit(cache=True, nogil=True, **options)(function)
     except RuntimeError:  # numba finds no folder that it may write to

@@ -7,7 +7,10 @@ For every column, along both axes at once, it adds to
 so that with `share` = 1 the second block t holds the tuned weights, and with `share` = 0 it holds
 their change.
 
-Sums are formed in float32 over at most `BAND` rows and `STRIP` columns, and added up in float64.
+Sums are formed in float32 of at most `BAND` numbers, and those of parts of a block (`BAND` rows of
+at most `STRIP` columns) added up in float64. Longer ones would be wrong by more than chance: odd
+squares are 1 mod 8, so that what is rounded off BF16's is cut more often than rounded up.
+
 What float32 cannot hold to about 1e-6 is recognised by its sums (`_doubtful`) and formed again in
 float64, piece by piece while it is in a cache. That is enough for whole columns: by Cauchy and
 Schwarz, what holds for a, b and c of every piece of a column holds for their sums.
@@ -39,7 +42,11 @@ from wdecomp.decomposition.stored import array_at, number
 from wdecomp.dtypes import Array, Floats
 
 BAND = 256  # rows over which a column's sums are formed in float32, at most
-STRIP = 4096  # columns, of a row's; so many running sums stay in the first-level cache
+# Columns of a strip beside one pair: so many running sums stay in the second-level cache, or, where
+# rows are taken by twos and ask for them twice as often, in the first-level one.
+STRIP = 12288 if WIDE else 4096
+LEAST_STRIP = 4096  # beside several
+RUN = BAND * LANES  # columns over which a row's sums are formed, so many numbers in every lane
 TURN = 8  # rows of one pair before it is another's turn: they stay in the second-level cache
 # Rows at a time: so often are the columns' sums loaded and stored less. Their own sums must fit
 # into the registers, and rows of 2^n bytes, which want the same places, into the first-level cache.
@@ -112,10 +119,11 @@ def add_blocks(
     """
     height, width = base.shape
     tiled, even = height - height % TILE, width - width % LANES
+    strip = _strip(even, len(places))
     for top in range(0, tiled, BAND):
         bottom = min(top + BAND, tiled)
-        for left in range(0, even, STRIP):
-            part = (top, bottom, left, min(left + STRIP, even))
+        for left in range(0, even, strip):
+            part = (top, bottom, left, min(left + strip, even))
             _form(base, second, places, share, part, along, down)
             for pair in range(len(places)):
                 y, i = _second(second, places, pair), places[pair, 2]
@@ -124,6 +132,14 @@ def add_blocks(
         y, i = _second(second, places, pair), places[pair, 2]
         for part in ((0, tiled, even, width), (tiled, height, 0, width)):
             add_exactly(base, y, share, rows[i], columns[i], at, part)
+
+
+@compiled
+def _strip(width: int, pairs: int) -> int:
+    """Columns of a strip: equally many in as few strips as the sums of so many pairs admit."""
+    most: int = max(_first(1) * STRIP // _first(pairs), LEAST_STRIP) // LANES * LANES
+    strips = max(-(-width // most), 1)
+    return max(-(-width // (strips * LANES)), 1) * LANES
 
 
 @compiled
@@ -171,30 +187,31 @@ def add_tile(
 
     known: None where a is to be formed, a number where the pair before did that.
     """
-    zero, part = splat(0.0), splat(share)
-    row0 = row1 = row2 = row3 = (zero, zero, zero)
+    zero, part, width = splat(0.0), splat(share), base.shape[1]
     b = _first(pair)
     c = b + 1
-    for j in range(0, base.shape[1], LANES):
-        for i in range(AHEAD, AHEAD + TILE):
+    for start in range(0, width, RUN):
+        row0 = row1 = row2 = row3 = (zero, zero, zero)
+        for j in range(start, min(start + RUN, width), LANES):
+            for i in range(AHEAD, AHEAD + TILE):
+                if known is None:
+                    prefetch(base, i, j)
+                prefetch(second, i, j)
+            column = load(down, 0, j), load(down, b, j), load(down, c, j)
+            row0, column = _step(load(base, 0, j), load(second, 0, j), part, row0, column)
+            row1, column = _step(load(base, 1, j), load(second, 1, j), part, row1, column)
+            if TILE == 4:
+                row2, column = _step(load(base, 2, j), load(second, 2, j), part, row2, column)
+                row3, column = _step(load(base, 3, j), load(second, 3, j), part, row3, column)
             if known is None:
-                prefetch(base, i, j)
-            prefetch(second, i, j)
-        column = load(down, 0, j), load(down, b, j), load(down, c, j)
-        row0, column = _step(load(base, 0, j), load(second, 0, j), part, row0, column)
-        row1, column = _step(load(base, 1, j), load(second, 1, j), part, row1, column)
+                store(down, 0, j, column[0])
+            store(down, b, j, column[1])
+            store(down, c, j, column[2])
+        _end_run(along, at, row0, b, known, start)
+        _end_run(along, at + 1, row1, b, known, start)
         if TILE == 4:
-            row2, column = _step(load(base, 2, j), load(second, 2, j), part, row2, column)
-            row3, column = _step(load(base, 3, j), load(second, 3, j), part, row3, column)
-        if known is None:
-            store(down, 0, j, column[0])
-        store(down, b, j, column[1])
-        store(down, c, j, column[2])
-    _end_row(along, at, row0, b, known)
-    _end_row(along, at + 1, row1, b, known)
-    if TILE == 4:
-        _end_row(along, at + 2, row2, b, known)
-        _end_row(along, at + 3, row3, b, known)
+            _end_run(along, at + 2, row2, b, known, start)
+            _end_run(along, at + 3, row3, b, known, start)
 
 
 @compiled
@@ -211,11 +228,11 @@ def _plus_squares(sums: Vectors, x: Vector, d: Vector) -> Vectors:
 
 
 @compiled
-def _end_row(along: Array, i: int, row: Vectors, b: int, known: int | None) -> None:
+def _end_run(along: Array, i: int, row: Vectors, b: int, known: int | None, start: int) -> None:
     if known is None:
-        along[0, i] = total(row[0])
-    along[b, i] = total(row[1])
-    along[b + 1, i] = total(row[2])
+        along[0, i] = total(row[0]) + (along[0, i] if start else 0.0)
+    along[b, i] = total(row[1]) + (along[b, i] if start else 0.0)
+    along[b + 1, i] = total(row[2]) + (along[b + 1, i] if start else 0.0)
 
 
 @compiled

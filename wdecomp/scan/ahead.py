@@ -23,7 +23,7 @@ from wdecomp.scan.plan import Plan, Unit
 
 AHEAD = 256 << 20  # bytes, for each worker
 SHARES = 4  # of these bytes: what is gone through before more are asked for
-CHUNK = 8 << 20  # bytes of a disk: asked for at a time
+CHUNK = 32 << 20  # bytes of a disk: asked for at a time
 LARGEST = 4 * RANGE  # bytes of what is elsewhere
 OPEN = 16  # files of a disk, at a time
 LEAST = 1 << 20  # bytes for which asking a disk is worth while

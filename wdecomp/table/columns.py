@@ -22,10 +22,11 @@ from wdecomp.table.schema import COLUMNS, FIGURES
 WORDS = ["parameter", "axis"]
 COUNTED = {"column": "DELTA_BINARY_PACKED"}
 TO_COMPRESS = COUNTED | dict.fromkeys(FIGURES, "BYTE_STREAM_SPLIT")
-QUICK: dict[str, Any] = {  # to be read once, soon
+QUICK: dict[str, Any] = {  # to be read once, soon, row group by row group
     "compression": "none",
     "column_encoding": COUNTED | dict.fromkeys(FIGURES, "PLAIN"),
-    "write_statistics": WORDS,
+    "write_statistics": False,
+    "write_batch_size": 1 << 16,
 }
 FEWEST_ROWS = 4096  # of a row group that no other matrix is added to
 DROPPED = 29  # bits of a float64's significand that float32's has not
