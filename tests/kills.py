@@ -153,7 +153,7 @@ def _command(arguments: list[str], begin: int) -> None:
 
 
 def _parts(out: Path) -> dict[str, int]:
-    found = (out / "parts").glob("*.parquet")
+    found = (out / "parts").glob("*.arrow")
     return {path.name: path.stat().st_mtime_ns for path in found}
 
 

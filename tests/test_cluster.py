@@ -83,7 +83,7 @@ def test_a_run_begun_on_either_engine_goes_on_with_the_other(
             patched.setattr(ResultsFolder, "finish", _interrupt)
             with pytest.raises(KeyboardInterrupt):
                 wdecomp.compare(*_paths(folder), out=out, scheduler=first)
-        parts = sorted((out / "parts").glob("*.parquet"))
+        parts = sorted((out / "parts").glob("*.arrow"))
         assert len(parts) == 8
         for part in parts[::2]:
             part.unlink()
@@ -118,7 +118,7 @@ def test_a_worker_with_other_files_or_packages_refuses_and_names_them(
         patched.setattr(asked, "sample_sha256", lambda *_: "another")
         with pytest.raises(ClusterError, match=r"On tcp.*: base.shards, runs differ"):
             compare(out=folder / "files")
-    assert not list(folder.rglob("parts/*.parquet"))
+    assert not list(folder.rglob("parts/*.arrow"))
 
 
 def test_relative_paths_need_workers_in_the_same_folder(
@@ -192,7 +192,7 @@ def test_without_workers_a_run_ends_with_75_and_goes_on_later(
         killed.start()
         code, said = _run(words, capsys)
         killed.join()
-        left = 8 - len(list((folder / "out" / "parts").glob("*.parquet")))
+        left = 8 - len(list((folder / "out" / "parts").glob("*.arrow")))
         assert 0 < left < 8
         assert code == 75
         assert said == (

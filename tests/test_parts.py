@@ -227,7 +227,7 @@ def test_what_has_rotted_of_ones_own_is_done_again(
 ) -> None:
     for part in ("0/2", "1/2"):
         assert _run(capsys, *_words(part))[0] == 0
-    mine, others = sorted((folder / "out" / "parts").glob("0*.parquet"))[2:4]
+    mine, others = sorted((folder / "out" / "parts").glob("0*.arrow"))[2:4]
     for file in (mine, others):
         file.write_bytes(file.read_bytes()[:-9])
     assert "4 units of work are done, 1 of them now" in _run(capsys, *_words("0/2"))[1]
@@ -251,7 +251,7 @@ def test_whoever_asks_sees_a_part_that_another_has_made(tmp_path: Path) -> None:
         assert other.pending() == [0, 1, 2]
         other.look()
         assert other.pending() == [0, 1]
-        (part,) = (tmp_path / "parts").glob("*.parquet")
+        (part,) = (tmp_path / "parts").glob("*.arrow")
         part.write_bytes(b"rotten")
         assert not other.has(2)
 

@@ -196,7 +196,7 @@ def test_what_is_read_is_what_was_compared(made: Path, bucket: Bucket) -> None:
 
 def test_a_finished_one_is_not_made_again(made: Path, bucket: Bucket) -> None:
     _compare(made, bucket.url)
-    bucket.put("parts/000000-0123456789abcdef-0123456789abcdef.parquet", b"of a second writer")
+    bucket.put("parts/000000-0123456789abcdef-0123456789abcdef.arrow", b"of a second writer")
     bucket.asked.clear()
     again = _compare(made, bucket.url)
     assert not [key for method, key in bucket.asked if method == "PUT"]

@@ -60,7 +60,7 @@ def test_a_signal_ends_a_comparison_in_seconds_and_it_can_go_on(
     assert seconds < GRACE + 2
     assert (seconds >= GRACE) == (kind == "hangs")
     assert not (tmp_path / "out" / "DONE.json").exists()
-    assert list((tmp_path / "out" / "parts").glob("*.parquet"))
+    assert list((tmp_path / "out" / "parts").glob("*.arrow"))
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(tmp_path)
         patched.setattr("wdecomp.scan.plan.UNIT_BYTES", 1)

@@ -15,11 +15,12 @@ from typing import Any
 
 from wdecomp.errors import ResultsError, some
 from wdecomp.table import files
+from wdecomp.table.parts import SUFFIX
 from wdecomp.table.results import INPUTS_FILE, SPECTRA_FILE
 
 TABLES = ("modules.parquet", "facts.parquet", "fits.parquet")
 OURS = {"run.json", "parts", "columns", "DONE.json", ".lock", *TABLES, SPECTRA_FILE, INPUTS_FILE}
-PART = re.compile(r"\d{6,}-[0-9a-f]{16}-[0-9a-f]{16}\.parquet")
+PART = re.compile(rf"\d{{6,}}-[0-9a-f]{{16}}-[0-9a-f]{{16}}{re.escape(SUFFIX)}")
 TEMPORARY = re.compile(r".+\.tmp-\d+-[0-9a-f]{8}")
 
 
@@ -150,7 +151,7 @@ def remove_rotten(parts: Iterable[Path]) -> None:
 
 def parts_of(path: Path) -> list[Path]:
     """The parts that are in a results folder, of whichever plan, in the order of their units."""
-    found = (path / "parts").glob("*.parquet")
+    found = (path / "parts").glob(f"*{SUFFIX}")
     return sorted(file for file in found if PART.fullmatch(file.name))
 
 

@@ -2,9 +2,11 @@
 
 A file of a hundred thousand row groups would take longer to open than to read. What a column is of
 is written as a dictionary: to look up one name ten thousand times would take half of the writing.
+In parts, which are read once and soon, the numbers of a row group stand alone, and whose they are
+stands beside them.
 """
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +22,13 @@ from wdecomp.table.files import FORMAT
 from wdecomp.table.schema import COLUMNS, FIGURES
 
 WORDS = ["parameter", "axis"]
-COUNTED = {"column": "DELTA_BINARY_PACKED"}
-TO_COMPRESS = COUNTED | dict.fromkeys(FIGURES, "BYTE_STREAM_SPLIT")
-QUICK: dict[str, Any] = {  # to be read once, soon, row group by row group
-    "compression": "none",
-    "column_encoding": COUNTED | dict.fromkeys(FIGURES, "PLAIN"),
-    "write_statistics": False,
-    "write_batch_size": 1 << 16,
-}
+ENCODING = {"column": "DELTA_BINARY_PACKED"} | dict.fromkeys(FIGURES, "BYTE_STREAM_SPLIT")
+NUMBERS = pa.schema([field for field in COLUMNS if field.name not in WORDS])
 FEWEST_ROWS = 4096  # of a row group that no other matrix is added to
 DROPPED = 29  # bits of a float64's significand that float32's has not
 
 Run = tuple[str, int | None]
+Owner = tuple[str, str, int]  # parameter, axis, and how many rows are of it
 
 
 @dataclass(frozen=True)
@@ -78,23 +75,34 @@ def together(columns: Iterable[ColumnGroup]) -> Iterator[tuple[Run, list[ColumnG
             yield run, some
 
 
-def table_of(some: list[ColumnGroup]) -> pa.Table:
-    """The rows of a row group."""
-    tables = [_table(group) for group in some]
-    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).unify_dictionaries()
+def numbers_of(some: list[ColumnGroup]) -> tuple[pa.RecordBatch, list[Owner]]:
+    """The rows of a row group as a part has them."""
+    numbers = (np.concatenate([getattr(group, name) for group in some]) for name in NUMBERS.names)
+    arrays = [pa.array(each, of.type) for each, of in zip(numbers, NUMBERS, strict=True)]
+    owners = [(group.parameter, group.axis, len(group.column)) for group in some]
+    return pa.record_batch(arrays, schema=NUMBERS), owners
+
+
+def table_of(numbers: pa.RecordBatch, owners: Sequence[Owner]) -> pa.Table:
+    """The rows of a row group as `COLUMNS` types them, with the bits that are kept."""
+    parameters, axes, counts = zip(*owners, strict=True)
+    words = [_repeated(each, counts) for each in (parameters, axes)]
+    figures = [_to_float32_bits(numbers[name].to_numpy()) for name in FIGURES]
+    return pa.table([*words, numbers["column"], *figures], schema=COLUMNS)
 
 
 @contextmanager
-def columns_writer(path: Path, **options: Any) -> Iterator[pq.ParquetWriter]:
-    """Writes tables of columns to a new file, a row group each; options are pyarrow's."""
+def columns_writer(path: Path) -> Iterator[pq.ParquetWriter]:
+    """Writes tables of columns to a new file, a row group each."""
     with (
         path.open("xb") as sink,
         pq.ParquetWriter(
             sink,
             COLUMNS,
             use_dictionary=WORDS,
+            column_encoding=ENCODING,
             store_schema=False,  # whoever reads the file finds plain text, not dictionaries
-            **FORMAT | {"column_encoding": TO_COMPRESS} | options,
+            **FORMAT,
         ) as writer,
     ):
         yield writer
@@ -149,18 +157,14 @@ def _among(words: pa.ChunkedArray, wanted: Set[str]) -> npt.NDArray[np.bool_]:
     return held
 
 
-def _table(group: ColumnGroup) -> pa.Table:
-    first = np.zeros(len(group.column), np.int32)
-    columns = [
-        pa.DictionaryArray.from_arrays(first, [group.parameter]),
-        pa.DictionaryArray.from_arrays(first, [group.axis]),
-        group.column.astype(np.int32),
-        *(_to_float32_bits(getattr(group, figure)) for figure in FIGURES),
-    ]
-    return pa.table(columns, schema=COLUMNS)
+def _repeated(words: Sequence[str], counts: Sequence[int]) -> pa.DictionaryArray:
+    """Each word so many times."""
+    known = {word: code for code, word in enumerate(dict.fromkeys(words))}
+    codes = np.array([known[word] for word in words], np.int32)
+    return pa.DictionaryArray.from_arrays(codes.repeat(counts), list(known))
 
 
 def _to_float32_bits(figures: Floats) -> Floats:
     """Rounded to the significand of float32, with the range of float64."""
-    bits = np.ascontiguousarray(figures, np.float64).view(np.int64)
+    bits = figures.view(np.int64)
     return ((bits + (1 << (DROPPED - 1))) & -(1 << DROPPED)).view(np.float64)

@@ -66,6 +66,19 @@ def is_whole(file: Path) -> bool:
         return file.name.partition(".")[0].rpartition("-")[2] == _mark(file)
 
 
+def whole(file: Path) -> Path:
+    """The file, which `is_whole`.
+
+    Raises:
+        ResultsError: it is not, or cannot be read.
+    """
+    if not is_whole(file):
+        raise ResultsError(
+            f"{file}: has changed since it was written. Give the same command again to continue."
+        )
+    return file
+
+
 def _settle(temporary: Path, target: Path) -> None:
     sync(temporary)
     temporary.replace(target)

@@ -28,6 +28,7 @@ from wdecomp.table.claim import TABLES as TABLES
 from wdecomp.table.claim import both, claimed, parts_of
 from wdecomp.table.columns import columns_writer
 from wdecomp.table.parts import (
+    SUFFIX,
     Part,
     read_groups,
     read_inputs,
@@ -91,12 +92,12 @@ class ResultsFolder:
     def has(self, unit: int) -> bool:
         """Whether a unit has a part now, whoever made it."""
         stem = self._part_stem(unit)
-        return any(map(files.is_whole, stem.parent.glob(f"{stem.name}-*.parquet")))
+        return any(map(files.is_whole, stem.parent.glob(f"{stem.name}-*{SUFFIX}")))
 
     def commit(self, unit: int, part: Part) -> None:
         """Makes the part of one unit durable."""
         self._parts[unit] = files.commit_by_content(
-            self._part_stem(unit), ".parquet", lambda path: write_part(path, part)
+            self._part_stem(unit), SUFFIX, lambda path: write_part(path, part)
         )
         self._tell(self._parts[unit])
 
@@ -110,7 +111,7 @@ class ResultsFolder:
             self.commit(unit, part)
             return lambda: None
         stem = self._part_stem(unit)
-        draft = files.draft_by_content(stem, ".parquet", lambda path: write_part(path, part))
+        draft = files.draft_by_content(stem, SUFFIX, lambda path: write_part(path, part))
 
         def rest() -> None:
             self._parts[unit] = files.settle(draft)
@@ -119,7 +120,7 @@ class ResultsFolder:
 
     def finish(self, fits: Callable[[Results], "pd.DataFrame"]) -> Results:
         """The final tables from the parts, then DONE.json; every step can be repeated."""
-        parts = [_whole(self._parts[unit]) for unit in range(self._n_units)]
+        parts = [files.whole(self._parts[unit]) for unit in range(self._n_units)]
         modules, facts = self._modules_and_facts(parts)
         self._commit_table("modules.parquet", modules)
         self._commit_table("facts.parquet", facts)
@@ -269,11 +270,3 @@ def join_folder(path: Path, plan: dict[str, Any]) -> ResultsFolder:
             "Choose a folder that all workers share with --out."
         )
     return ResultsFolder(path, plan)
-
-
-def _whole(part: Path) -> Path:
-    if not files.is_whole(part):
-        raise ResultsError(
-            f"{part}: has changed since it was written. Give the same command again to continue."
-        )
-    return part

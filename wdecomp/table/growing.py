@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from wdecomp.errors import ResultsError
+from wdecomp.table import files
+from wdecomp.table.claim import parts_of
 from wdecomp.table.columns import ColumnsOf, picked
-from wdecomp.table.parts import read_groups, read_rows
+from wdecomp.table.parts import SUFFIX, read_groups, read_rows
 from wdecomp.table.results import Results, as_pandas, check_schema
 from wdecomp.table.schema import FACTS, MODULES
 
@@ -71,7 +73,7 @@ class Unfinished(Growing):
     @cached_property
     def _parts(self) -> list[Path]:
         """Those that were there at the first look; more may come."""
-        return sorted((self.path / "parts").glob("[0-9]*.parquet"))
+        return [files.whole(part) for part in parts_of(self.path)]
 
     def _rows(self, which: int, schema: pa.Schema) -> "pd.DataFrame":
         order = {(run["run"], run["step"]): i for i, run in enumerate(self.run["runs"])}
@@ -114,4 +116,4 @@ def stamp(path: str | Path) -> tuple[Any, ...]:
             found.append((state.st_mtime_ns, state.st_size))
         except OSError:
             found.append(None)
-    return (*found, len(list((folder / "parts").glob("[0-9]*.parquet"))))
+    return (*found, len(list((folder / "parts").glob(f"[0-9]*{SUFFIX}"))))

@@ -1,28 +1,20 @@
-"""The file of one unit of work: its columns as row groups, its other rows in the footer."""
+"""The file of one unit of work, as Arrow writes it: its columns, its other rows beside them."""
 
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from wdecomp.table.columns import (
-    QUICK,
-    ColumnGroup,
-    Run,
-    columns_writer,
-    open_columns,
-    read_group,
-    table_of,
-    together,
-)
+from wdecomp.table.columns import NUMBERS, ColumnGroup, Run, numbers_of, table_of, together
 from wdecomp.table.files import reading
 
-FOOTER = b"wdecomp"
+SUFFIX = ".arrow"
+ROWS = b"wdecomp"
 
 
 @dataclass
@@ -38,52 +30,53 @@ class Part:
 
 def write_part(path: Path, part: Part) -> None:
     """Writes a part; floats keep every bit."""
-    groups = list(together(part.columns))
-    footer = {
+    groups = [(run, *numbers_of(some)) for run, some in together(part.columns)]
+    rows = {
         "modules": [_without_nan(row) for row in part.modules],
         "facts": [_without_nan(row) for row in part.facts],
         "spectra": [_without_nan(row) for row in part.spectra],
         "inputs": part.inputs,
-        "groups": [run for run, _ in groups],
+        "groups": [(run, owners) for run, _, owners in groups],
     }
-    with columns_writer(path, **QUICK) as writer:
-        writer.add_key_value_metadata({FOOTER: json.dumps(footer, allow_nan=False)})
-        for _, some in groups:
-            writer.write_table(table_of(some))
+    schema = NUMBERS.with_metadata({ROWS: json.dumps(rows, allow_nan=False)})
+    with path.open("xb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for _, numbers, _ in groups:
+            writer.write_batch(numbers)
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """A part's rows of modules and of facts."""
-    with reading(path):
-        footer = _footer(pq.read_schema(path))
-        return footer["modules"], footer["facts"]
+    with _opened(path) as (_, rows):
+        return rows["modules"], rows["facts"]
 
 
 def read_spectra(path: Path) -> list[dict[str, Any]]:
     """A part's rows of spectra."""
-    with reading(path):
-        rows: list[dict[str, Any]] = _footer(pq.read_schema(path))["spectra"]
-        return rows
+    with _opened(path) as (_, rows):
+        spectra: list[dict[str, Any]] = rows["spectra"]
+        return spectra
 
 
 def read_inputs(path: Path) -> list[dict[str, Any]]:
     """A part's rows of inputs."""
-    with reading(path):
-        rows: list[dict[str, Any]] = _footer(pq.read_schema(path))["inputs"]
-        return rows
+    with _opened(path) as (_, rows):
+        inputs: list[dict[str, Any]] = rows["inputs"]
+        return inputs
 
 
 def read_groups(path: Path, run: Run) -> Iterator[pa.Table]:
     """A part's row groups of one run and step, one after another."""
-    with reading(path), open_columns(path) as file:
-        groups = _footer(file.schema_arrow)["groups"]
-        for i, (name, step) in enumerate(groups):
-            if (name, step) == run:
-                yield read_group(file, i)
+    with _opened(path) as (file, rows):
+        for i, (of, owners) in enumerate(rows["groups"]):
+            if tuple(of) == run:
+                yield table_of(file.get_batch(i), owners)
 
 
-def _footer(schema: pa.Schema) -> Any:
-    return json.loads(schema.metadata[FOOTER])
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[pa.ipc.RecordBatchFileReader, Any]]:
+    """A part, and its rows of all kinds."""
+    with reading(path), pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as file:
+        yield file, json.loads(file.schema.metadata[ROWS])
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:

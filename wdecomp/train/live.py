@@ -40,7 +40,7 @@ from wdecomp.scan.unit import add_rows
 from wdecomp.stats import result_fits
 from wdecomp.table import VERSION, Part, Results, files, open_folder
 from wdecomp.table.folder import TABLES
-from wdecomp.table.parts import read_rows, write_part
+from wdecomp.table.parts import SUFFIX, read_rows, write_part
 from wdecomp.table.schema import FACTS, FITS, MODULES
 from wdecomp.train.distributed import full, rank
 from wdecomp.train.live_model import (
@@ -239,7 +239,7 @@ def _recorded(out: Path) -> dict[int, tuple[pa.Table, pa.Table]]:
         for step in facts["step"].unique().to_pylist():
             of_step = pc.field("step") == step
             found[step] = modules.filter(of_step), facts.filter(of_step)
-    parts = (out / "parts").glob("[0-9]*.parquet")
+    parts = (out / "parts").glob(f"[0-9]*{SUFFIX}")
     return dict(sorted((found | {int(path.stem): _tables(path) for path in parts}).items()))
 
 
@@ -249,4 +249,4 @@ def _tables(part: Path) -> tuple[pa.Table, pa.Table]:
 
 
 def _part(out: Path, step: int) -> Path:
-    return out / "parts" / f"{step:09d}.parquet"
+    return out / "parts" / f"{step:09d}{SUFFIX}"
