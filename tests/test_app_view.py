@@ -49,6 +49,16 @@ def test_an_unfinished_comparison_has_the_rows_of_the_finished_one(
         )
 
 
+def test_a_unit_that_has_rotted_is_named_and_not_shown(tmp_path: Path) -> None:
+    folder = app_folders.unfinished(tmp_path / "r", units=2)
+    part = sorted((folder / "parts").iterdir())[1]
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(ResultsError, match="has changed since it was written"):
+        _ = read_growing(folder, module_fits).modules
+
+
 def test_a_finished_folder_is_read_as_it_is(results: Results) -> None:
     found = read_growing(results.path, module_fits)
     assert not isinstance(found, Growing)

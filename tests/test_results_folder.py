@@ -210,7 +210,7 @@ def test_what_a_worker_had_written_when_it_was_killed_is_not_done_again(
         with pytest.raises(KeyboardInterrupt):
             wdecomp.compare(*arguments, out=folder / "out")
     (draft,) = (folder / "out" / "parts").iterdir()
-    assert ".parquet.tmp-" in draft.name
+    assert ".arrow.tmp-" in draft.name
     if rotten:
         _rot(draft, 60)
     drafted, settle = ResultsFolder.draft, files.settle
@@ -234,7 +234,7 @@ def test_after_a_flush_that_failed_nothing_is_left_to_be_taken_for_flushed(
     folder, sync = _inputs(tmp_path), files.sync
 
     def failing(path: Path) -> None:
-        if ".parquet.tmp-" in path.name:
+        if ".arrow.tmp-" in path.name:
             raise OSError(errno.EIO, "Input/output error")
         sync(path)
 
@@ -258,7 +258,7 @@ def test_a_part_that_rots_before_the_tables_are_made_is_named(
 
     with monkeypatch.context() as patched:
         patched.setattr(ResultsFolder, "finish", rot_and_finish)
-        with pytest.raises(ResultsError, match=r"\.parquet: has changed since it was written"):
+        with pytest.raises(ResultsError, match=r"\.arrow: has changed since it was written"):
             wdecomp.compare(folder / "base", folder / "ft", out=folder / "out")
     wdecomp.compare(folder / "base", folder / "ft", out=folder / "out")
 

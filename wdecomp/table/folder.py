@@ -1,7 +1,7 @@
 """A results folder while it is being made: the plan, the parts, the final tables.
 
     run.json     the plan, written first: inputs, options, units of work, what is left out
-    parts/       one file per finished unit; the listing of this folder is the journal
+    parts/       an Arrow file per finished unit; the listing of this folder is the journal
     *.parquet    the tables, a function of the parts in the order of the plan
     DONE.json    digests of the tables, written last; then the parts are removed
 
