@@ -63,7 +63,7 @@ def module_fits(modules: pd.DataFrame) -> pd.DataFrame:
     return _table(_module_rows, kinds(modules, KEYS, names))
 
 
-def column_fits(kinds_of_columns: Kinds) -> pd.DataFrame:
+def column_fits(of_columns: Kinds) -> pd.DataFrame:
     """One `per_column` row per kind, response and estimator, from the columns of all its layers.
 
     A kind is ((run, stack, module, axis), a function that gives its points): one point per weight
@@ -73,7 +73,7 @@ def column_fits(kinds_of_columns: Kinds) -> pd.DataFrame:
     `module_fits`: columns of one layer resemble each other, so believe `cluster_low`,
     `cluster_high` before `low`, `high`.
     """
-    return _table(_column_rows, kinds_of_columns)
+    return _table(_column_rows, of_columns)
 
 
 def _column_rows(key: Key, points_of: Callable[[], Columns]) -> Iterator[Row]:
@@ -125,15 +125,15 @@ def _estimates(points: Sample, names: tuple[str, ...]) -> dict[str, Estimate]:
 
 
 def _table(
-    rows_of: Callable[[Key, T], Iterator[Row]], kinds: Iterable[tuple[Key, T]]
+    rows_of: Callable[[Key, T], Iterator[Row]], groups: Iterable[tuple[Key, T]]
 ) -> pd.DataFrame:
-    """The rows of all kinds, as many at a time as there are cores.
+    """The rows of all groups, as many at a time as there are cores.
 
     Reading, sorting and gathering, most of the work, free the interpreter; a BLAS with threads of
     its own would only be in their way.
     """
     with threadpool_limits(limits=1), ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda kind: list(rows_of(*kind)), kinds)
+        found = pool.map(lambda group: list(rows_of(*group)), groups)
         rows = [row for some in found for row in some]
     dtypes = dict.fromkeys(FIT_COLUMNS, "str") | dict.fromkeys(FIGURES, "float64") | {"n": "int64"}
     return pd.DataFrame(rows, columns=list(FIT_COLUMNS)).astype(dtypes)
