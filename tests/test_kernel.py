@@ -11,7 +11,8 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from wdecomp.decomposition import PlainSums, SharedSums, Sums
-from wdecomp.decomposition.kernel import BAND, STRIP, TURN
+from wdecomp.decomposition.kernel import BAND, STRIP, TURN, _strip
+from wdecomp.decomposition.simd import LANES
 from wdecomp.decomposition.sums import TOGETHER
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
@@ -161,6 +162,15 @@ def test_a_broken_number_stays_in_its_row_and_column(bad: float) -> None:
     [found] = _added(base, [second], [1.0])
     assert_array_equal(np.flatnonzero(~np.isfinite(found.output[2])), [10])
     assert_array_equal(np.flatnonzero(~np.isfinite(found.input[2])), [20])
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3, 8])
+@pytest.mark.parametrize("width", [0, LANES, 4096, 11008, STRIP, STRIP + LANES, 40 * STRIP])
+def test_no_strip_is_wider_than_the_room_for_its_sums(width: int, pairs: int) -> None:
+    strip = _strip(width, pairs)
+    assert strip % LANES == 0
+    assert 0 < strip <= STRIP
+    assert pairs > 1 or -(-width // strip) == -(-width // STRIP)
 
 
 def test_denormals_are_numbers_again_after_the_kernel() -> None:
