@@ -23,7 +23,8 @@ from wdecomp.scan.plan import Plan, Unit
 
 AHEAD = 256 << 20  # bytes, for each worker
 SHARES = 4  # of these bytes: what is gone through before more are asked for
-CHUNK = 32 << 20  # bytes of a disk: asked for at a time
+CHUNK = 16 << 20  # bytes of a disk: looked up in the page cache at a time
+ASKED = 128 << 10  # and asked for: of more, Linux reads as much as the disk's read_ahead_kb allows
 LARGEST = 4 * RANGE  # bytes of what is elsewhere
 OPEN = 16  # files of a disk, at a time
 LEAST = 1 << 20  # bytes for which asking a disk is worth while
@@ -129,7 +130,8 @@ class _Disk:
         with suppress(OSError):  # whoever reads it will say what is wrong
             descriptor = self._descriptor(piece.file)
             if not _is_cached(descriptor, piece):
-                os.posix_fadvise(descriptor, piece.start, piece.length, os.POSIX_FADV_WILLNEED)
+                for at in range(piece.start, piece.start + piece.length, ASKED):
+                    os.posix_fadvise(descriptor, at, ASKED, os.POSIX_FADV_WILLNEED)
 
     def _descriptor(self, file: Path) -> int:
         if file not in self._open:
