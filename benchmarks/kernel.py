@@ -87,7 +87,7 @@ def main() -> None:
         f"{'dtype':>6} {'width':>6} {'tuned':>6} {'read GB/s':>10} {'kernel GB/s':>12} {'ratio':>6}"
     )
     for dtype in STORED:
-        for width in (4096, 768):
+        for width in (4096, 11008, 768):
             base, *tuned = matrices(dtype, width, options.mb * 1e6, 4)
             flat = [each.view(np.int64).reshape(-1) for each in (base, *tuned)]
             for count in (1, 3):

@@ -2,13 +2,14 @@
 
 import math
 import textwrap
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
 from wdecomp.errors import some
-from wdecomp.stats import conclusions
+from wdecomp.stats import Correlation, conclusions, correlations
 from wdecomp.stats.kinds import Columns, Key, count, kinds, mean, of_last_step
 from wdecomp.table import Results
 
@@ -42,13 +43,9 @@ def summary(results: Results, axis: str = "output") -> pd.DataFrame:
     """
     modules, fits = results.modules, results.fits
     said = {(each.run, each.stack, each.module): each for each in conclusions(modules, fits, axis)}
-    wanted = (fits["axis"] == axis) & (fits["estimator"] == "pearson")
-    pearson = {
-        (fit.run, fit.stack, fit.module, fit.grouping): fit
-        for fit in fits[wanted & (fits["response"] == "delta_magnitude")].itertuples()
-    }
+    pearson_of = correlations(fits, axis)
     rows = [
-        _row(key, columns, pearson[*key, "pooled"], pearson[*key, "within_step"])
+        _row(key, columns, pearson_of[key])
         | dict(zip(SAID, (said[key].findings, said[key].text), strict=True))
         for key, columns in kinds(modules[modules["axis"] == axis], WHERE, SHOWN)
         if key in said
@@ -154,10 +151,10 @@ def _wrapped(text: str, indent: str) -> list[str]:
     )
 
 
-def _row(key: Key, columns: Columns, pooled: Any, within: Any) -> dict[str, Any]:
+def _row(key: Key, columns: Columns, pearson: Mapping[str, Correlation]) -> dict[str, Any]:
     run, stack, module = key
-    last = of_last_step(columns)
-    clustered = not math.isnan(pooled.cluster_low)
+    last, pooled = of_last_step(columns), pearson["pooled"]
+    low, high = pooled.interval
     return {
         "run": run,
         "method": columns["method"][0],
@@ -168,9 +165,9 @@ def _row(key: Key, columns: Columns, pooled: Any, within: Any) -> dict[str, Any]
         "delta_magnitude": mean(last["delta_magnitude"]),
         "delta_direction": mean(last["delta_direction"]),
         "pearson": pooled.value,
-        "low": pooled.cluster_low if clustered else pooled.low,
-        "high": pooled.cluster_high if clustered else pooled.high,
-        "within_step": within.value,
+        "low": low,
+        "high": high,
+        "within_step": pearson["within_step"].value,
     }
 
 

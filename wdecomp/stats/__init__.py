@@ -1,6 +1,12 @@
 """Does ΔM go with ΔD, and how sure is that? Functions of result tables alone, never of a tensor."""
 
-from wdecomp.stats.conclusions import FEWEST_LAYERS, Conclusion, conclusions
+from wdecomp.stats.conclusions import (
+    FEWEST_LAYERS,
+    Conclusion,
+    Correlation,
+    conclusions,
+    correlations,
+)
 from wdecomp.stats.finished import result_fits
 from wdecomp.stats.fits import (
     ESTIMATORS,
@@ -19,8 +25,10 @@ __all__ = [
     "GROUPINGS",
     "RESPONSES",
     "Conclusion",
+    "Correlation",
     "column_fits",
     "conclusions",
+    "correlations",
     "module_fits",
     "null_points",
     "result_fits",

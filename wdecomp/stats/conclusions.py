@@ -54,6 +54,41 @@ class Conclusion:
     text: str
 
 
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's r of ΔM with ΔD, and its 95 % interval: from whole layers where there is one."""
+
+    value: float
+    interval: Interval
+
+    @property
+    def settled(self) -> bool:
+        low, high = self.interval
+        return low > 0 or high < 0
+
+    def opposite(self, other: "Correlation") -> bool:
+        """Whether both are of note, with unlike signs."""
+        low, high = sorted([self.value, other.value])
+        return low <= -OF_NOTE and high >= OF_NOTE
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:+.2f} [{low:+.2f},{high:+.2f}]"
+
+
+def correlations(fits: pd.DataFrame, axis: str) -> dict[Key, dict[str, Correlation]]:
+    """(run, stack, module) → grouping → the correlation of its matrices along one axis."""
+    found: dict[Key, dict[str, Correlation]] = {}
+    wanted = (fits["axis"] == axis) & (fits["estimator"] == "pearson")
+    fit: Any
+    for fit in fits[wanted & (fits["response"] == "delta_magnitude")].itertuples():
+        clustered = not math.isnan(fit.cluster_low)
+        interval = (fit.cluster_low, fit.cluster_high) if clustered else (fit.low, fit.high)
+        of_kind = found.setdefault((fit.run, fit.stack, fit.module), {})
+        of_kind[str(fit.grouping)] = Correlation(fit.value, interval)
+    return found
+
+
 def conclusions(
     modules: pd.DataFrame, fits: pd.DataFrame, axis: str = "output"
 ) -> list[Conclusion]:
@@ -64,16 +99,11 @@ def conclusions(
         fits: statistics of the same rows.
         axis: "output" or "input".
     """
-    found = []
-    wanted = (fits["axis"] == axis) & (fits["estimator"] == "pearson")
-    pearsons: dict[Key, dict[str, _Correlation]] = {}
-    for fit in fits[wanted & (fits["response"] == "delta_magnitude")].itertuples():
-        of_kind = pearsons.setdefault((fit.run, fit.stack, fit.module), {})
-        of_kind[str(fit.grouping)] = _Correlation.of(fit)
+    found, pearson_of = [], correlations(fits, axis)
     for key, rows in kinds(modules[modules["axis"] == axis], KEYS, FIGURES):
         if count(rows["layer"]) < FEWEST_LAYERS:
             continue
-        findings, sentences = zip(*_Kind(rows, pearsons[key]).said(), strict=True)
+        findings, sentences = zip(*_Kind(rows, pearson_of[key]).said(), strict=True)
         where = dict(zip(KEYS, (str(part) for part in key), strict=True))
         found.append(Conclusion(**where, axis=axis, findings=findings, text=" ".join(sentences)))
     runs = list(dict.fromkeys(each.run for each in found))
@@ -85,7 +115,7 @@ class _Kind:
     """One run's module kind along one axis: its matrices, Pearson's r of ΔM, what they show."""
 
     rows: Columns
-    pearson: Mapping[str, "_Correlation"]
+    pearson: Mapping[str, Correlation]
 
     def said(self) -> Iterator[tuple[str, str]]:
         """Findings, each with its sentence."""
@@ -161,7 +191,7 @@ class _Kind:
             f"{self.layers} leave open what holds across layers."
         )
 
-    def _reversal_text(self, pooled: "_Correlation", within: "_Correlation") -> str:
+    def _reversal_text(self, pooled: Correlation, within: Correlation) -> str:
         in_time = self.pearson["within_layer"].value
         why = ", because both grow in time" if in_time > 0 else ""
         settled = {
@@ -187,33 +217,6 @@ class _Kind:
         ((_, points),) = samples(x, (y,))
         theirs = "" if points is None else f", whose r would be {pearson(points).value:+.2f}"
         return f"{start}{theirs}: in this no different from them."
-
-
-@dataclass(frozen=True)
-class _Correlation:
-    value: float
-    interval: Interval
-
-    @classmethod
-    def of(cls, fit: Any) -> "_Correlation":
-        """That of a row of fits, with the interval from whole layers where there is one."""
-        whole = not math.isnan(fit.cluster_low)
-        interval = (fit.cluster_low, fit.cluster_high) if whole else (fit.low, fit.high)
-        return cls(fit.value, interval)
-
-    @property
-    def settled(self) -> bool:
-        low, high = self.interval
-        return low > 0 or high < 0
-
-    def opposite(self, other: "_Correlation") -> bool:
-        """Whether both are of note, with unlike signs."""
-        low, high = sorted([self.value, other.value])
-        return low <= -OF_NOTE and high >= OF_NOTE
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.value:+.2f} [{low:+.2f},{high:+.2f}]"
 
 
 def _spread(values: Floats) -> float:
