@@ -1,6 +1,7 @@
 """A checkpoint as an index of named matrices, read by row blocks."""
 
 from wdecomp.checkpoint.container import is_adapter, is_there, open_checkpoint
+from wdecomp.checkpoint.direct import LOOKED, is_cached, past_the_cache
 from wdecomp.checkpoint.elements import LoadedTensor, PlainTensor, open_elements, read_whole
 from wdecomp.checkpoint.fingerprint import (
     Span,
@@ -30,6 +31,7 @@ from wdecomp.checkpoint.steps import STEP, runs_under, steps_of, weights_beside_
 
 __all__ = [
     "BLOCK_BYTES",
+    "LOOKED",
     "STEP",
     "Checkpoint",
     "Header",
@@ -50,10 +52,12 @@ __all__ = [
     "crc32",
     "cut",
     "is_adapter",
+    "is_cached",
     "is_pinned",
     "is_there",
     "open_checkpoint",
     "open_elements",
+    "past_the_cache",
     "read_header",
     "read_matrix",
     "read_whole",

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from wdecomp.checkpoint.direct import DirectWindow, DirectWindows
 from wdecomp.checkpoint.fingerprint import Span, note
 from wdecomp.checkpoint.header import StoredTensor
 from wdecomp.checkpoint.mapping import LEAST, Window, window_bytes
@@ -59,10 +60,11 @@ class Elements(Protocol):
         """Bytes that `view` may show at a time; 0 where all are copied."""
         ...
 
-    def view(self, first: int, count: int) -> Array | None:
+    def view(self, first: int, count: int, stop: int) -> Array | None:
         """At least `count` elements where they lie in memory; None if they must be copied.
 
-        What was returned is good until the next call.
+        What was returned is good until the next call. None from the element `stop` on will be
+        asked for.
         """
         ...
 
@@ -114,7 +116,7 @@ class _InMemory:
     def sight(self) -> int:
         return sys.maxsize
 
-    def view(self, first: int, count: int) -> Array:
+    def view(self, first: int, count: int, stop: int) -> Array:
         return self.tensor.numbers[first:]
 
 
@@ -133,7 +135,7 @@ class _Elsewhere:
     def sight(self) -> int:
         return RANGE if self.tensor.nbytes >= LEAST else 0
 
-    def view(self, first: int, count: int) -> Array | None:
+    def view(self, first: int, count: int, stop: int) -> Array | None:
         """What lies within one of the ranges that were fetched."""
         if not self.sight:
             return None
@@ -161,7 +163,8 @@ class _Elsewhere:
 class _InFile:
     def __init__(self, tensor: StoredTensor, stream: FileIO) -> None:
         self._tensor, self._stream = tensor, stream
-        self._window: Window | None = None
+        self._direct = DirectWindows(stream.fileno())
+        self._window: Window | DirectWindow | None = None
 
     def fill(self, into: Array, first: int) -> None:
         left = into.view(np.uint8).data
@@ -181,17 +184,17 @@ class _InFile:
         aligned = tensor.offset % np.dtype(RAW[tensor.dtype]).itemsize == 0
         return window_bytes() if tensor.nbytes >= LEAST and aligned else 0
 
-    def view(self, first: int, count: int) -> Array | None:
+    def view(self, first: int, count: int, stop: int) -> Array | None:
         if not self.sight:
             return None
         tensor, dtype = self._tensor, np.dtype(RAW[self._tensor.dtype])
         self.check()
-        self.close()
+        self._close_window()
         # As many whole blocks as fit, so that none lies across two windows and is mapped twice.
         fitting = count * max(window_bytes() // max(count * dtype.itemsize, 1), 1)
-        length = min(fitting, prod(tensor.shape) - first)
-        start = tensor.offset + first * dtype.itemsize
-        self._window = self._mapped(start, length * dtype.itemsize)
+        start, length = (n * dtype.itemsize for n in (first, min(fitting, stop - first)))
+        end = tensor.offset + stop * dtype.itemsize
+        self._window = self._opened(tensor.offset + start, length, end)
         return self._window.bytes.view(dtype)
 
     def check(self) -> None:
@@ -202,13 +205,18 @@ class _InFile:
 
     def close(self) -> None:
         """Ends the last views."""
+        self._direct.close()
+        self._close_window()
+
+    def _close_window(self) -> None:
         if self._window is not None:
             self._window.close()
             self._window = None
 
-    def _mapped(self, start: int, length: int) -> Window:
+    def _opened(self, start: int, length: int, stop: int) -> Window | DirectWindow:
         try:
-            return Window(self._stream.fileno(), start, length)
+            direct = self._direct.read(start, length, stop)
+            return direct or Window(self._stream.fileno(), start, length)
         except ValueError:  # beyond the end of the file
             raise self._ended() from None
         except OSError as error:

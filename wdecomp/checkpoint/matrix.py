@@ -103,6 +103,19 @@ class Matrix:
         return self.tensor.nbytes * prod(self.shape) // max(prod(self.tensor.shape), 1)
 
     @property
+    def rows_stop(self) -> int:
+        """The row of those on disk before which all of its numbers are."""
+        if self.picked is None or self.input_first:
+            return self.stored_shape[0]
+        return self.picked[-1][-1] + 1
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether it is looked at where it lies on disk and not copied."""
+        together = self.picked is None or _is_run(self.picked)
+        return together and not isinstance(self.tensor, QuantizedTensor)
+
+    @property
     def _stored_outputs_inputs(self) -> tuple[int, int]:
         rows, columns = self.stored_shape
         return (columns, rows) if self.input_first else (rows, columns)
@@ -154,7 +167,7 @@ class MatrixReader:
 
     def __enter__(self) -> Self:
         matrix = self.matrix
-        rows = open_rows(matrix.tensor, matrix.plane or 0, matrix.stored_shape)
+        rows = open_rows(matrix.tensor, matrix.plane or 0, matrix.stored_shape, matrix.rows_stop)
         self._rows = self._files.enter_context(rows)
         return self
 
@@ -180,8 +193,7 @@ class MatrixReader:
     @property
     def sight(self) -> int:
         """Bytes of the matrix that are seen where they lie, at a time; 0 where all are copied."""
-        together = self.matrix.picked is None or _is_run(self.matrix.picked)
-        return self._rows.sight if together and not self._copied else 0
+        return self._rows.sight if self.matrix.is_seen and not self._copied else 0
 
     def _view(self, rows: slice, columns: slice) -> Array | None:
         return None if self._copied else self._rows.view(rows, columns)

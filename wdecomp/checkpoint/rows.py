@@ -32,13 +32,14 @@ class Rows(Protocol):
 
 
 @contextmanager
-def open_rows(weight: Weight, plane: int, shape: tuple[int, int]) -> Iterator[Rows]:
+def open_rows(weight: Weight, plane: int, shape: tuple[int, int], stop: int) -> Iterator[Rows]:
     """The rows of one plane of a weight, decoded where it is quantised, while its file is open.
 
     Args:
         weight: what is stored.
         plane: which matrix of a stack; 0 where there is no stack.
         shape: (rows, columns) of a plane.
+        stop: none from this row of the plane on will be asked for.
     """
     rows, width = shape
     if isinstance(weight, QuantizedTensor):
@@ -48,12 +49,13 @@ def open_rows(weight: Weight, plane: int, shape: tuple[int, int]) -> Iterator[Ro
             yield _Decoded(decoder, plane, first)
         return
     with open_elements(weight) as elements:
-        yield _Plain(elements, width, first=plane * rows * width)
+        first = plane * rows * width
+        yield _Plain(elements, width, first, first + stop * width)
 
 
 class _Plain:
-    def __init__(self, elements: Elements, width: int, first: int) -> None:
-        self._elements, self._width, self._first = elements, width, first
+    def __init__(self, elements: Elements, width: int, first: int, stop: int) -> None:
+        self._elements, self._width, self._first, self._stop = elements, width, first, stop
         self._seen = np.empty((0, width))
         self._top = 0  # row of the plane that is the first of `_seen`
 
@@ -73,7 +75,8 @@ class _Plain:
         if start < 0 or stop > len(self._seen):
             self._seen = np.empty((0, self._width))
             count = (rows.stop - rows.start) * self._width
-            found = self._elements.view(self._first + rows.start * self._width, count)
+            first = self._first + rows.start * self._width
+            found = self._elements.view(first, count, self._stop)
             if found is None:
                 return None
             full = found.size // self._width

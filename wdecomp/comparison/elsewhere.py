@@ -82,8 +82,9 @@ def complete_there(told: Sent, number: int) -> None:
 def _complete(told: Sent, number: int, threads: int) -> None:
     work = _session(told, threads)
     if not work.folder.has(number):
-        with reading(work.plan, [work.plan.units[number]], 1, threads) as gone_through:
-            complete(work, work.plan.units[number], gone_through)
+        unit = work.plan.units[number]
+        with reading(work.plan, work.options, [unit], 1, threads) as gone_through:
+            complete(work, unit, gone_through)
 
 
 def _session(told: Sent, threads: int) -> Work:

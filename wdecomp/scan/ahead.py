@@ -15,7 +15,7 @@ from threading import Condition
 from typing import NamedTuple, Self
 
 from wdecomp.adapter import Adapted, OnOtherBase
-from wdecomp.checkpoint import Matrix, StoredTensor, spans
+from wdecomp.checkpoint import LOOKED, Matrix, StoredTensor, is_cached, spans
 from wdecomp.dtypes import BITS
 from wdecomp.pairing import Pair
 from wdecomp.remote import RANGE, RemotePath, Wanted, fetched_ahead
@@ -23,7 +23,7 @@ from wdecomp.scan.plan import Plan, Unit
 
 AHEAD = 256 << 20  # bytes, for each worker
 SHARES = 4  # of these bytes: what is gone through before more are asked for
-CHUNK = 16 << 20  # bytes of a disk: looked up in the page cache at a time
+CHUNK = 16 << 20  # bytes of a disk: of one file before those of the next
 ASKED = 128 << 10  # and asked for: of more, Linux reads as much as the disk's read_ahead_kb allows
 LARGEST = 4 * RANGE  # bytes of what is elsewhere
 OPEN = 16  # files of a disk, at a time
@@ -37,12 +37,14 @@ class Piece(NamedTuple):
     """Some bytes of a file.
 
     chunk: bytes to ask for at a time where it is elsewhere.
+    seen: whether they are looked at where they lie, not copied.
     """
 
     file: Path
     start: int
     length: int
     chunk: int = RANGE
+    seen: bool = False
 
 
 def pieces(plan: Plan, units: list[Unit], workers: int) -> Iterator[Piece]:
@@ -52,18 +54,28 @@ def pieces(plan: Plan, units: list[Unit], workers: int) -> Iterator[Piece]:
 
 
 @contextmanager
-def read_ahead(wanted: Iterator[Piece], reach: int) -> Iterator[Callable[[int], None]]:
-    """Keeps about `reach` bytes ahead; to be told how many bytes have been gone through."""
+def read_ahead(
+    wanted: Iterator[Piece], reach: int, past_the_cache: bool = False
+) -> Iterator[Callable[[int], None]]:
+    """Keeps about `reach` bytes ahead; to be told how many bytes have been gone through.
+
+    Args:
+        wanted: what will be read, in about this order.
+        reach: bytes.
+        past_the_cache: whether the workers themselves read from the disk what they look at.
+    """
     progress = _Progress(reach)
     memory = FETCHED + FETCHED_EACH * max(reach // AHEAD, 1)
-    with fetched_ahead(_elsewhere(wanted, progress), memory):
+    with fetched_ahead(_elsewhere(wanted, progress, past_the_cache), memory):
         try:
             yield progress.advance
         finally:
             progress.advance(None)
 
 
-def _elsewhere(wanted: Iterator[Piece], progress: "_Progress") -> Iterator[Wanted | None]:
+def _elsewhere(
+    wanted: Iterator[Piece], progress: "_Progress", past_the_cache: bool
+) -> Iterator[Wanted | None]:
     """The pieces that are to be fetched; on the way to them, the disk is asked for the others.
 
     None after some of these: what stands before it is not to wait until they are within reach.
@@ -80,7 +92,8 @@ def _elsewhere(wanted: Iterator[Piece], progress: "_Progress") -> Iterator[Wante
                 passed = 0
             if not progress.take(piece.length):
                 return
-            disk.advise(piece)
+            if not (past_the_cache and piece.seen):
+                disk.advise(piece)
 
 
 class _Progress:
@@ -128,10 +141,13 @@ class _Disk:
         if not hasattr(os, "posix_fadvise"):
             return
         with suppress(OSError):  # whoever reads it will say what is wrong
-            descriptor = self._descriptor(piece.file)
-            if not _is_cached(descriptor, piece):
-                for at in range(piece.start, piece.start + piece.length, ASKED):
-                    os.posix_fadvise(descriptor, at, ASKED, os.POSIX_FADV_WILLNEED)
+            descriptor, end = self._descriptor(piece.file), piece.start + piece.length
+            for start in range(piece.start, end, LOOKED):
+                stop = min(start + LOOKED, end)
+                if not is_cached(descriptor, start, stop):
+                    for at in range(start, stop, ASKED):
+                        count = min(ASKED, stop - at)
+                        os.posix_fadvise(descriptor, at, count, os.POSIX_FADV_WILLNEED)
 
     def _descriptor(self, file: Path) -> int:
         if file not in self._open:
@@ -139,15 +155,6 @@ class _Disk:
                 os.close(self._open.pop(next(iter(self._open))))
             self._open[file] = os.open(file, os.O_RDONLY)
         return self._open[file]
-
-
-def _is_cached(descriptor: int, piece: Piece) -> bool:
-    """Whether its last byte can be had without waiting for the disk: then the others can."""
-    try:
-        at = piece.start + piece.length - 1
-        return os.preadv(descriptor, [bytearray(1)], at, os.RWF_NOWAIT) == 1
-    except OSError:
-        return False
 
 
 def _of_unit(plan: Plan, unit: Unit) -> Iterator[Piece]:
@@ -169,7 +176,8 @@ def _read_for(pair: Pair) -> Iterator[Piece]:
         if isinstance(matrix, Matrix):
             chunk = _block(pair.base, matrix)
             for tensor, start, stop in spans(matrix):
-                yield Piece(tensor.file, tensor.offset + start, stop - start, chunk)
+                at = tensor.offset + start
+                yield Piece(tensor.file, at, stop - start, chunk, matrix.is_seen)
     adapted = pair.tuned.adapted if isinstance(pair.tuned, OnOtherBase) else pair.tuned
     if isinstance(adapted, Adapted):
         for part in adapted.tensors:
@@ -187,7 +195,7 @@ def _block(base: Matrix, matrix: Matrix) -> int:
 def _chunks(run: Piece) -> Iterator[Piece]:
     chunk = run.chunk if isinstance(run.file, RemotePath) else CHUNK
     for start in range(0, run.length, chunk):
-        yield Piece(run.file, run.start + start, min(chunk, run.length - start))
+        yield run._replace(start=run.start + start, length=min(chunk, run.length - start))
 
 
 def _in_turn(series: Iterable[Iterator[Piece]]) -> Iterator[Piece]:

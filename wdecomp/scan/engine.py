@@ -10,13 +10,13 @@ import os
 import resource
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from threading import Event
 
 from threadpoolctl import threadpool_limits
 
-from wdecomp.checkpoint import surviving, witnessed
+from wdecomp.checkpoint import past_the_cache, surviving, witnessed
 from wdecomp.scan.ahead import AHEAD, pieces, read_ahead
 from wdecomp.scan.inputs import Inputs
 from wdecomp.scan.plan import Plan, Unit
@@ -24,7 +24,8 @@ from wdecomp.scan.unit import Options, scan_unit
 from wdecomp.table import ResultsFolder
 
 MAPPED_BYTES = 192 << 20  # by all workers together
-FILES_EACH, OTHER_FILES = 2, 128  # open: of each checkpoint for each worker, and of all else
+CACHED = 1 / 4  # of the memory: what a scan may bring into the page cache
+FILES_EACH, OTHER_FILES = 3, 128  # open: of each checkpoint for each worker, and of all else
 
 
 class _StoppedError(Exception):
@@ -77,7 +78,7 @@ def effort(plan: Plan, options: Options, number: int) -> int:
 
 @contextmanager
 def reading(
-    plan: Plan, units: list[Unit], count: int, threads: int
+    plan: Plan, options: Options, units: list[Unit], count: int, threads: int
 ) -> Iterator[Callable[[int], None]]:
     """Where these units are read, so many at a time; to be told how many bytes have been.
 
@@ -86,9 +87,20 @@ def reading(
     checkpoints = len(plan.runs) + 1
     width = MAPPED_BYTES // (threads * checkpoints)
     _allow_open_files(threads * checkpoints * FILES_EACH + OTHER_FILES)
-    ahead = read_ahead(pieces(plan, units, count), count * AHEAD)
-    with surviving(width), ahead as gone_through:
+    direct = not _is_cache_worth_while(plan, options)
+    if direct:
+        width //= 2  # of two, the second is read meanwhile
+    ahead = read_ahead(pieces(plan, units, count), count * AHEAD, direct)
+    with surviving(width), past_the_cache() if direct else nullcontext(), ahead as gone_through:
         yield gone_through
+
+
+def _is_cache_worth_while(plan: Plan, options: Options) -> bool:
+    """Whether what is read will be read again: in this scan, or in another that finds it there."""
+    if options.spectral is not None or options.checksums:
+        return True
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return plan.nbytes_of_all <= memory * CACHED
 
 
 def _allow_open_files(count: int) -> None:
@@ -144,7 +156,7 @@ def run_units(
 
     with (
         threadpool_limits(limits=1),
-        reading(plan, units, count, count) as gone_through,
+        reading(plan, options, units, count, count) as gone_through,
         ThreadPoolExecutor(1) as disk,
         ThreadPoolExecutor(count) as pool,
     ):

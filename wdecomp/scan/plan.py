@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from wdecomp.checkpoint import Checkpoint
 from wdecomp.names import Place
@@ -55,6 +56,11 @@ class Plan:
         pairs = [pair for _, pair in self.beside(parameter)]
         bases = {id(pair.base.tensor): pair.base for pair in pairs}.values()
         return sum(base.nbytes for base in bases) + sum(pair.nbytes for pair in pairs)
+
+    @cached_property
+    def nbytes_of_all(self) -> int:
+        """Bytes to read for all units."""
+        return sum(self.nbytes(name) for unit in self.units for name in unit.parameters)
 
 
 def make_plan(
