@@ -34,7 +34,7 @@ def comparison_plan(base: str | None, *tuned: str, **selection: Any) -> dict[str
     parameters = [name for unit in plan.units for name in unit.parameters]
     return {
         "base": str(plan.base.path),
-        "bytes": sum(plan.nbytes(name) for name in parameters),
+        "bytes": plan.nbytes_of_all,
         "units": len(plan.units),
         "runs": [_run(run, set(parameters)) for run in plan.runs],
     }

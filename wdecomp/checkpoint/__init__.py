@@ -1,7 +1,7 @@
 """A checkpoint as an index of named matrices, read by row blocks."""
 
 from wdecomp.checkpoint.container import is_adapter, is_there, open_checkpoint
-from wdecomp.checkpoint.direct import LOOKED, is_cached, past_the_cache
+from wdecomp.checkpoint.direct import past_the_cache
 from wdecomp.checkpoint.elements import LoadedTensor, PlainTensor, open_elements, read_whole
 from wdecomp.checkpoint.fingerprint import (
     Span,
@@ -23,6 +23,7 @@ from wdecomp.checkpoint.matrix import (
     spans,
     whole,
 )
+from wdecomp.checkpoint.page_cache import LOOKED, is_cached
 from wdecomp.checkpoint.pieces import Ranges, count, cut
 from wdecomp.checkpoint.quantized import QuantizedTensor
 from wdecomp.checkpoint.record import Checkpoint

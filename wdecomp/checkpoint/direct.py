@@ -8,7 +8,6 @@ this way: a mapping tells why.
 
 import mmap
 import os
-import random
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,10 +16,10 @@ from threading import Lock
 import numpy as np
 
 from wdecomp.checkpoint.mapping import HUGE, NOTHING
+from wdecomp.checkpoint.page_cache import is_cached
 from wdecomp.dtypes import Array
 
 SECTOR = 4096  # where a direct read may begin and end
-LOOKED = 2 << 20  # bytes of which one says whether the page cache has them
 READERS = 8  # threads that wait for the disk, beside those that look at windows
 
 _lock = Lock()
@@ -42,28 +41,6 @@ def past_the_cache() -> Iterator[None]:
             _depth -= 1
             if not _depth:
                 _free.clear()
-
-
-def is_cached(descriptor: int, start: int, stop: int) -> bool | None:
-    """Whether bytes of a file can be had without waiting for the disk, as far as some of them say.
-
-    None if the system does not tell. Looking brings a page into the cache: another one each time.
-    """
-    try:
-        for first in range(start, stop, LOOKED):
-            at = _inside(first, min(first + LOOKED, stop))
-            os.preadv(descriptor, [bytearray(1)], at, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return False
-    except (AttributeError, OSError):
-        return None
-    return True
-
-
-def _inside(start: int, stop: int) -> int:
-    """One of these bytes, of a page that they share with no others, if there is one."""
-    first, last = start + SECTOR, stop - SECTOR - 1
-    return random.randint(first, last) if first <= last else (start + stop) // 2
 
 
 class DirectWindow:
@@ -90,7 +67,7 @@ class DirectWindows:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._next: tuple[int, int, Future[DirectWindow | None]] | None = None
+        self._next: Future[DirectWindow | None] | None = None
 
     def read(self, start: int, length: int, stop: int) -> DirectWindow | None:
         """Some bytes of the file; None where they should be mapped.
@@ -102,11 +79,14 @@ class DirectWindows:
         """
         if not _depth:
             return None
-        found = self._taken(start, length) or _read(self._descriptor, start, length)
+        found = self._taken()
+        if found is not None and (found.stop, found.bytes.size) != (start + length, length):
+            found.close()
+            found = None
+        found = found or _read(self._descriptor, start, length)
         first, count = start + length, min(length, stop - start - length)
         if found is not None and count > 0:
-            reading = _readers.submit(_read, self._descriptor, first, count)
-            self._next = first, count, reading
+            self._next = _readers.submit(_read, self._descriptor, first, count)
         return found
 
     def close(self) -> None:
@@ -115,45 +95,40 @@ class DirectWindows:
         if found is not None:
             found.close()
 
-    def _taken(self, *wanted: int) -> DirectWindow | None:
-        if self._next is None:
-            return None
-        *there, reading = self._next
-        self._next = None
-        found = reading.result()
-        if found is None or not wanted or [*wanted] == there:
-            return found
-        found.close()
-        return None
+    def _taken(self) -> DirectWindow | None:
+        """What was read in advance."""
+        reading, self._next = self._next, None
+        return None if reading is None else reading.result()
 
 
 def _read(descriptor: int, start: int, length: int) -> DirectWindow | None:
     if is_cached(descriptor, start, start + length) is not False:
         return None
     skip = start % SECTOR
-    size = skip + length
-    buffer = _buffer_of(size - size % -SECTOR)
+    needed = skip + length
+    whole = needed - needed % -SECTOR
     with suppress(OSError):
-        # Opened by its number: its name may be another file's by now.
-        direct = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT)
-        try:
-            if _fill(direct, start - skip, buffer[: size - size % -SECTOR]) >= size:
-                return DirectWindow(buffer, skip, length, start + length)
-        finally:
-            os.close(direct)
-    _free.append(buffer)
+        buffer = _buffer_of(whole)
+        if _fill(descriptor, start - skip, buffer[:whole]) >= needed:
+            return DirectWindow(buffer, skip, length, start + length)
+        _free.append(buffer)
     return None
 
 
 def _fill(descriptor: int, start: int, buffer: Array) -> int:
     """How many bytes there were for it."""
-    filled = 0
-    while filled < buffer.size and filled % SECTOR == 0:
-        count = os.preadv(descriptor, [buffer[filled:].data], start + filled)
-        if not count:
-            break
-        filled += count
-    return filled
+    # Opened by its number: its name may be another file's by now.
+    direct = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT)
+    try:
+        filled = 0
+        while filled < buffer.size and filled % SECTOR == 0:
+            count = os.preadv(direct, [buffer[filled:].data], start + filled)
+            if not count:
+                break
+            filled += count
+        return filled
+    finally:
+        os.close(direct)
 
 
 def _buffer_of(size: int) -> Array:

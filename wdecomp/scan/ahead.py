@@ -24,7 +24,7 @@ from wdecomp.scan.plan import Plan, Unit
 AHEAD = 256 << 20  # bytes, for each worker
 SHARES = 4  # of these bytes: what is gone through before more are asked for
 CHUNK = 16 << 20  # bytes of a disk: of one file before those of the next
-ASKED = 128 << 10  # and asked for: of more, Linux reads as much as the disk's read_ahead_kb allows
+ASKED = 128 << 10  # asked for at a time: of more, Linux reads as much as read_ahead_kb allows
 LARGEST = 4 * RANGE  # bytes of what is elsewhere
 OPEN = 16  # files of a disk, at a time
 LEAST = 1 << 20  # bytes for which asking a disk is worth while
@@ -55,18 +55,18 @@ def pieces(plan: Plan, units: list[Unit], workers: int) -> Iterator[Piece]:
 
 @contextmanager
 def read_ahead(
-    wanted: Iterator[Piece], reach: int, past_the_cache: bool = False
+    wanted: Iterator[Piece], reach: int, direct: bool = False
 ) -> Iterator[Callable[[int], None]]:
     """Keeps about `reach` bytes ahead; to be told how many bytes have been gone through.
 
     Args:
         wanted: what will be read, in about this order.
         reach: bytes.
-        past_the_cache: whether the workers themselves read from the disk what they look at.
+        direct: whether the workers themselves read from the disk what they look at.
     """
     progress = _Progress(reach)
     memory = FETCHED + FETCHED_EACH * max(reach // AHEAD, 1)
-    with fetched_ahead(_elsewhere(wanted, progress, past_the_cache), memory):
+    with fetched_ahead(_elsewhere(wanted, progress, direct), memory):
         try:
             yield progress.advance
         finally:
@@ -74,7 +74,7 @@ def read_ahead(
 
 
 def _elsewhere(
-    wanted: Iterator[Piece], progress: "_Progress", past_the_cache: bool
+    wanted: Iterator[Piece], progress: "_Progress", direct: bool
 ) -> Iterator[Wanted | None]:
     """The pieces that are to be fetched; on the way to them, the disk is asked for the others.
 
@@ -92,7 +92,7 @@ def _elsewhere(
                 passed = 0
             if not progress.take(piece.length):
                 return
-            if not (past_the_cache and piece.seen):
+            if not (direct and piece.seen):
                 disk.advise(piece)
 
 
