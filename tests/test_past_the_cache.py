@@ -13,6 +13,7 @@ from builders import write_full
 
 import wdecomp
 from wdecomp.checkpoint import (
+    WIDEST_READ,
     Matrix,
     MatrixReader,
     Rectangle,
@@ -101,6 +102,30 @@ def test_what_is_cached_is_mapped(tmp_path: Path, filled: list[int]) -> None:
     assert not filled
 
 
+def test_buffers_have_large_pages() -> None:
+    """With small ones a disk is asked for less at a time: half as fast, as measured."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.is_file() or "[never]" in setting.read_text():
+        pytest.skip("this system has no large pages")
+    buffer = direct._buffer_of(8 << 20)
+    buffer[:] = 1
+    assert buffer.ctypes.data % (2 << 20) == 0
+    assert _large_pages_at(buffer.ctypes.data) > 0
+
+
+def _large_pages_at(address: int) -> int:
+    """Bytes of large pages in the mapping that an address lies in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *words = line.split()
+        if not name.endswith(":"):
+            first, last = (int(each, 16) for each in name.split("-"))
+            inside = first <= address < last
+        elif inside and name == "AnonHugePages:":
+            return int(words[0]) << 10
+    return 0
+
+
 def test_a_file_system_without_it_has_its_files_mapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,3 +174,4 @@ def test_tables_are_the_same(
     assert seen.equals(mapped)
     if cold:
         assert filled
+        assert max(filled) <= WIDEST_READ + 2 * direct.SECTOR

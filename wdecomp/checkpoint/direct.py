@@ -4,6 +4,9 @@ Through the page cache every 4 KiB of a file take a page, those of others are pu
 disk waits. `O_DIRECT` reads into buffers that are used again and again, into one while another is
 looked at. What the page cache has already is mapped all the same, and so is what cannot be read in
 this way: a mapping tells why.
+
+Disks of virtual machines are copied by the processor: the fewer bytes the buffers have in all, the
+more of them its caches hold. So windows are narrow (`WIDEST_READ`).
 """
 
 import mmap
@@ -20,7 +23,8 @@ from wdecomp.checkpoint.page_cache import is_cached
 from wdecomp.dtypes import Array
 
 SECTOR = 4096  # where a direct read may begin and end
-READERS = 8  # threads that wait for the disk, beside those that look at windows
+WIDEST_READ = 2 << 20  # bytes of a window
+READERS = 4  # threads that wait for the disk, beside those that look at windows
 
 _lock = Lock()
 _depth = 0
@@ -67,6 +71,7 @@ class DirectWindows:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._uncached: bool | None = None  # not looked yet
         self._next: Future[DirectWindow | None] | None = None
 
     def read(self, start: int, length: int, stop: int) -> DirectWindow | None:
@@ -77,7 +82,9 @@ class DirectWindows:
             length: how many.
             stop: up to where others will be asked for, as many at a time.
         """
-        if not _depth:
+        if self._uncached is None:
+            self._uncached = _depth > 0 and is_cached(self._descriptor, start, stop) is False
+        if not self._uncached:
             return None
         found = self._taken()
         if found is not None and (found.stop, found.bytes.size) != (start + length, length):
@@ -102,8 +109,6 @@ class DirectWindows:
 
 
 def _read(descriptor: int, start: int, length: int) -> DirectWindow | None:
-    if is_cached(descriptor, start, start + length) is not False:
-        return None
     skip = start % SECTOR
     needed = skip + length
     whole = needed - needed % -SECTOR
@@ -138,7 +143,8 @@ def _buffer_of(size: int) -> Array:
         if buffer.size >= size:
             return buffer
     size -= size % -HUGE
-    mapped = mmap.mmap(-1, size + HUGE)
+    # Private, for shared memory seldom has large pages, and of small ones a disk is asked for less.
+    mapped = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):
         mapped.madvise(mmap.MADV_HUGEPAGE)
     every: Array = np.frombuffer(mapped, np.uint8)
