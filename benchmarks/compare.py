@@ -28,6 +28,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from memory import peak_pss
 from synthetic import write_adapter, write_models
 
 import wdecomp
+from wdecomp.checkpoint import WIDEST_READ
 from wdecomp.comparison import running
 
 PEERS = Path(__file__).with_name("peers.py")
@@ -149,17 +151,24 @@ def cold(folder: Path, rounds: int, _: float) -> None:
         forget(files)
         return seconds_of_scan(workers, folder / "out", base, *tuned)
 
+    readings = {
+        "past the page cache, one buffer of small pages": (False, [DIRECT]),
+        "the same, of large pages": (True, [DIRECT]),
+        "as many of these as the scan has": (
+            True,
+            [WIDEST_READ] * (2 * workers * (1 + len(tuned))),
+        ),
+    }
     # `cat` by itself: where a hypervisor takes freed memory back, what runs next pays for it.
-    small, large = (partial(seconds, partial(read_direct, files, pages)) for pages in (False, True))
-    past, fastest, scanning = medians_of(rounds, small, large, scanned)
-    (through,) = medians_of(rounds, buffered)
-    print(f"  {size:.1f} GB, scan {size / scanning:.2f} GB/s; ratio to nothing but reading:")
-    for name, taken_by in (
-        ("past the page cache, into a buffer of small pages", past),
-        ("the same, of large pages", fastest),
-        ("cat", through),
-    ):
-        print(f"    {name:<50} {size / taken_by:5.2f} GB/s {taken_by / scanning:6.2f}")
+    *taken, scanning = medians_of(
+        rounds,
+        *(partial(seconds, partial(read_direct, files, *into)) for into in readings.values()),
+        scanned,
+    )
+    found = dict(zip(readings, taken, strict=True)) | {"cat": medians_of(rounds, buffered)[0]}
+    print(f"  {size:.1f} GB, scan {size / scanning:.2f} GB/s; reading alone:")
+    for name, taken_by in found.items():
+        print(f"    {name:<47} {size / taken_by:.2f} GB/s, ratio {taken_by / scanning:.2f}")
 
 
 def scaling(folder: Path, rounds: int, _: float) -> None:
@@ -253,24 +262,32 @@ def read_mapped(workers: int, *folders: Path) -> None:
         list(pool.map(one, files_of(*folders)))
 
 
-def read_direct(files: list[Path], large: bool) -> None:
-    """Past the page cache, one read at a time, all into one buffer.
+def read_direct(files: list[Path], large: bool, sizes: list[int]) -> None:
+    """Past the page cache, one read at a time, into buffers that take turns.
 
-    large: whether it has pages of 2 MiB, of which a disk is asked for more at a time.
+    Args:
+        files: one after another.
+        large: whether buffers have pages of 2 MiB, of which a disk is asked for more at a time.
+        sizes: of the buffers: a virtual machine's disk is copied, faster into a few that are
+            cached.
     """
-    mapped = mmap.mmap(-1, DIRECT + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if large:
-        mapped.madvise(mmap.MADV_HUGEPAGE)
-    whole = np.frombuffer(mapped, np.uint8)
-    first = -whole.ctypes.data % LARGE_PAGE
-    buffer = whole[first : first + DIRECT].data
+    buffers = cycle([_buffer(size, large) for size in sizes])
     for file in files:
         descriptor = os.open(file, os.O_RDONLY | os.O_DIRECT)
         try:
-            while os.readv(descriptor, [buffer]) == DIRECT:
+            while os.readv(descriptor, [buffer := next(buffers)]) == len(buffer):
                 pass
         finally:
             os.close(descriptor)
+
+
+def _buffer(size: int, large: bool) -> memoryview:
+    mapped = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if large:
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    every = np.frombuffer(mapped, np.uint8)
+    first = -every.ctypes.data % LARGE_PAGE
+    return every[first : first + size].data
 
 
 def forget(files: list[Path]) -> None:

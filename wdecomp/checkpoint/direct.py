@@ -2,8 +2,8 @@
 
 Through the page cache every 4 KiB of a file take a page, those of others are pushed out, and a fast
 disk waits. `O_DIRECT` reads into buffers that are used again and again, into one while another is
-looked at. What the page cache has already is mapped all the same, and so is what cannot be read in
-this way: a mapping tells why.
+looked at. A tensor that the page cache has already is mapped all the same, and so is what cannot be
+read in this way: a mapping tells why.
 
 Disks of virtual machines are copied by the processor: the fewer bytes the buffers have in all, the
 more of them its caches hold. So windows are narrow (`WIDEST_READ`).
@@ -14,11 +14,12 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from threading import Lock
 
 import numpy as np
 
-from wdecomp.checkpoint.mapping import HUGE, NOTHING
+from wdecomp.checkpoint.mapping import HUGE, NOTHING, window_bytes
 from wdecomp.checkpoint.page_cache import is_cached
 from wdecomp.dtypes import Array
 
@@ -67,12 +68,20 @@ class DirectWindow:
 
 
 class DirectWindows:
-    """Windows on one file from the disk itself; the next is read while one is looked at."""
+    """Windows on some bytes of a file, from the disk; the next is read while one is looked at.
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._uncached: bool | None = None  # not looked yet
+    start, stop: of these bytes.
+    """
+
+    def __init__(self, descriptor: int, start: int, stop: int) -> None:
+        self._descriptor, self._start, self._stop = descriptor, start, stop
         self._next: Future[DirectWindow | None] | None = None
+
+    @cached_property
+    def width(self) -> int:
+        """Bytes of a window, about; 0 where they should be mapped."""
+        wanted = _depth and is_cached(self._descriptor, self._start, self._stop) is False
+        return min(WIDEST_READ, window_bytes() // 2) if wanted else 0
 
     def read(self, start: int, length: int, stop: int) -> DirectWindow | None:
         """Some bytes of the file; None where they should be mapped.
@@ -82,9 +91,7 @@ class DirectWindows:
             length: how many.
             stop: up to where others will be asked for, as many at a time.
         """
-        if self._uncached is None:
-            self._uncached = _depth > 0 and is_cached(self._descriptor, start, stop) is False
-        if not self._uncached:
+        if not self.width:
             return None
         found = self._taken()
         if found is not None and (found.stop, found.bytes.size) != (start + length, length):
@@ -92,7 +99,9 @@ class DirectWindows:
             found = None
         found = found or _read(self._descriptor, start, length)
         first, count = start + length, min(length, stop - start - length)
-        if found is not None and count > 0:
+        if found is None:
+            self.width = 0
+        elif count > 0:
             self._next = _readers.submit(_read, self._descriptor, first, count)
         return found
 

@@ -163,7 +163,8 @@ class _Elsewhere:
 class _InFile:
     def __init__(self, tensor: StoredTensor, stream: FileIO) -> None:
         self._tensor, self._stream = tensor, stream
-        self._direct = DirectWindows(stream.fileno())
+        end = tensor.offset + tensor.nbytes
+        self._direct = DirectWindows(stream.fileno(), tensor.offset, end)
         self._window: Window | DirectWindow | None = None
 
     def fill(self, into: Array, first: int) -> None:
@@ -182,7 +183,7 @@ class _InFile:
     def sight(self) -> int:
         tensor = self._tensor
         aligned = tensor.offset % np.dtype(RAW[tensor.dtype]).itemsize == 0
-        return window_bytes() if tensor.nbytes >= LEAST and aligned else 0
+        return self._width if tensor.nbytes >= LEAST and aligned else 0
 
     def view(self, first: int, count: int, stop: int) -> Array | None:
         if not self.sight:
@@ -191,7 +192,7 @@ class _InFile:
         self.check()
         self._close_window()
         # As many whole blocks as fit, so that none lies across two windows and is mapped twice.
-        fitting = count * max(window_bytes() // max(count * dtype.itemsize, 1), 1)
+        fitting = count * max(self._width // max(count * dtype.itemsize, 1), 1)
         start, length = (n * dtype.itemsize for n in (first, min(fitting, stop - first)))
         end = tensor.offset + stop * dtype.itemsize
         self._window = self._opened(tensor.offset + start, length, end)
@@ -207,6 +208,10 @@ class _InFile:
         """Ends the last views."""
         self._direct.close()
         self._close_window()
+
+    @property
+    def _width(self) -> int:
+        return self._direct.width or window_bytes()
 
     def _close_window(self) -> None:
         if self._window is not None:

@@ -16,7 +16,7 @@ from threading import Event
 
 from threadpoolctl import threadpool_limits
 
-from wdecomp.checkpoint import WIDEST_READ, past_the_cache, surviving, witnessed
+from wdecomp.checkpoint import past_the_cache, surviving, witnessed
 from wdecomp.scan.ahead import AHEAD, pieces, read_ahead
 from wdecomp.scan.inputs import Inputs
 from wdecomp.scan.plan import Plan, Unit
@@ -88,8 +88,6 @@ def reading(
     width = MAPPED_BYTES // (threads * checkpoints)
     _allow_open_files(threads * checkpoints * FILES_EACH + OTHER_FILES)
     direct = not _is_cache_worth_while(plan, options)
-    if direct:
-        width = min(width // 2, WIDEST_READ)  # of two, the second is read meanwhile
     ahead = read_ahead(pieces(plan, units, count), count * AHEAD, direct)
     with surviving(width), past_the_cache() if direct else nullcontext(), ahead as gone_through:
         yield gone_through
