@@ -37,7 +37,7 @@ from memory import peak_pss
 from synthetic import write_adapter, write_models
 
 import wdecomp
-from wdecomp.checkpoint import WIDEST_READ
+from wdecomp.checkpoint.direct import WIDEST_READ
 from wdecomp.comparison import running
 
 PEERS = Path(__file__).with_name("peers.py")

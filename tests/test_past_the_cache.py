@@ -13,7 +13,6 @@ from builders import write_full
 
 import wdecomp
 from wdecomp.checkpoint import (
-    WIDEST_READ,
     Matrix,
     MatrixReader,
     Rectangle,
@@ -174,4 +173,4 @@ def test_tables_are_the_same(
     assert seen.equals(mapped)
     if cold:
         assert filled
-        assert max(filled) <= WIDEST_READ + 2 * direct.SECTOR
+        assert max(filled) <= direct.WIDEST_READ + 2 * direct.SECTOR

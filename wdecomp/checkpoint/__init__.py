@@ -1,7 +1,7 @@
 """A checkpoint as an index of named matrices, read by row blocks."""
 
 from wdecomp.checkpoint.container import is_adapter, is_there, open_checkpoint
-from wdecomp.checkpoint.direct import WIDEST_READ, past_the_cache
+from wdecomp.checkpoint.direct import past_the_cache
 from wdecomp.checkpoint.elements import LoadedTensor, PlainTensor, open_elements, read_whole
 from wdecomp.checkpoint.fingerprint import (
     Span,
@@ -34,7 +34,6 @@ __all__ = [
     "BLOCK_BYTES",
     "LOOKED",
     "STEP",
-    "WIDEST_READ",
     "Checkpoint",
     "Header",
     "LoadedTensor",
